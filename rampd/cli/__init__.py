@@ -1,0 +1,1 @@
+"""Command lines. They parse, call and print; they decide nothing."""

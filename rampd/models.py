@@ -1,0 +1,132 @@
+"""The records that travel between floors. Pure data: nothing here does I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from rampd.states import Outcome, Step, SubmissionState
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A row of the store.
+
+    Times are seconds since the epoch (UTC).
+    """
+
+    id: int
+    name: str
+    state: SubmissionState
+    queued_at: float
+    """When it joined the queue; a requeued submission keeps this, and so its place."""
+    state_at: float
+    """When it took its present state."""
+    error_msg: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepScore:
+    """One score type at one step (train, valid or test). NaN and infinities occur and are kept."""
+
+    mean: float
+    std: float
+    """Over the folds, ddof 0, as ramp-workflow prints it."""
+    bagged: float | None
+    """Of the last bag; None for train, which ramp-workflow does not bag."""
+
+
+Scores = dict[str, dict[str, StepScore]]
+"""score type -> step (train, valid, test) -> its figures; test is missing where there is no test set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker needs to know of one attempt."""
+
+    event_name: str
+    submission: str
+    submission_id: int
+    attempt: int
+    """1, 2, …: counts every attempt that was ever opened for the submission."""
+    attempt_id: str
+    """Random hexadecimal; the mark that everything belonging to this attempt carries."""
+    submission_dir: Path
+    """What the participant sent. Never written to."""
+    attempt_dir: Path
+    """Private to this attempt. Made by the worker's `setup`, removed by its `teardown`."""
+    kit_dir: Path
+    data_dir: Path
+    log_path: Path
+    """`logs_dir/<name>/log`: the run's whole output, written while it runs."""
+    timeout_s: float
+    n_threads: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How the submission's process ended, as far as is known."""
+
+    status: int | None
+    """ramp-test's exit status; 128+n where signal n ended it; None where there was none to be had."""
+    signal: int | None = None
+    """The signal that ended it, if one did."""
+    max_rss_bytes: int | None = None
+    """Peak resident memory of its largest process."""
+    log_bytes: int | None = None
+    """What it printed; the log may hold less, see `log_capped`."""
+    log_capped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a worker brings back. `training_output` is untrusted and not looked into yet."""
+
+    exit: Exit
+    training_output: Path | None
+    log_path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The one outcome of an attempt, as the journal keeps it."""
+
+    outcome: Outcome
+    exit_status: int | None
+    error_msg: str = ""
+    """What a participant may see."""
+    reason: str = ""
+    """What the operator sees: why it is retried, or what broke."""
+    scores: Scores | None = None
+    exit: Exit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A row of the journal."""
+
+    id: str
+    submission: str
+    submission_id: int
+    number: int
+    worker_type: str
+    step: Step
+    opened_at: float
+    """Wall clock, seconds since the epoch."""
+    allocation: str | None = None
+    """The worker's own JSON."""
+    launched_at: float | None = None
+    """Wall clock, for after a reboot."""
+    launched_boottime_s: float | None = None
+    """CLOCK_BOOTTIME at launch; means something only under the same `boot_id`."""
+    boot_id: str | None = None
+    outcome: Outcome | None = None
+    verdict: Verdict | None = None
+    final: bool = False
+    """Whether the outcome is the submission's last word (else it was put back to `new`)."""
+    finished: Mapping[str, object] = field(default_factory=dict)
+    """The fields of the attempt's one canonical log line."""

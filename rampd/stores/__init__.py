@@ -1,0 +1,1 @@
+"""RAMP's truth in RAMP's words. Stores know nothing of workers."""

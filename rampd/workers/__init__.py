@@ -1,0 +1,1 @@
+"""Where submissions run. Workers know nothing of stores, and no worker knows another."""
