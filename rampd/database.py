@@ -80,9 +80,7 @@ class Database:
             raise JournalCorruptError(self._how_to_restore(f"is damaged ({rows[0][0]})"))
         found = (await self.fetch("PRAGMA user_version"))[0][0]
         if found == 0:
-            await self.run_script(
-                f"BEGIN IMMEDIATE;\n{self._schema};\nPRAGMA user_version={self._version};\nCOMMIT;"
-            )
+            await self.run_script(f"BEGIN IMMEDIATE;\n{self._schema};\nPRAGMA user_version={self._version};\nCOMMIT;")
         elif found != self._version:
             raise JournalCorruptError(
                 f"{self.path}: written by another version of rampd (schema {found}, this one reads {self._version})"

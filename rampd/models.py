@@ -103,6 +103,8 @@ class Verdict:
     """What the operator sees: why it is retried, or what broke."""
     scores: Scores | None = None
     exit: Exit | None = None
+    output_inode: int | None = None
+    """The inode of the folder of checked predictions: a rename keeps it, so a swap that was made is recognized."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class Worker(ABC, Generic[A]):
         self.config = config
         self.context = context
 
-    async def open(self, stack: AsyncExitStack) -> None:  # noqa: B027 -- a worker without pools needs none
+    async def open(self, stack: AsyncExitStack) -> None:
         """Open pools and clients, once an event; register their closing on `stack`."""
 
     def describe(self) -> Mapping[str, object]:

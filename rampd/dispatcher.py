@@ -1,0 +1,323 @@
+"""One event: slots, wake-ups, claiming, spawning, the hunger policy. Decides what runs next, never how.
+
+The loop takes a slot first and claims then, so that nothing in memory ever holds a submission that has no slot. Every
+running submission is one task; the journal and the store know all the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from rampd import clock
+from rampd.announcements import Announcements
+from rampd.conclusion import bound_fields, persist
+from rampd.errors import StoreError
+from rampd.hold import CHECK_INTERVAL_S, Hold
+from rampd.judging import backoff_s
+from rampd.lifecycle import Parked, attempt_submission
+from rampd.orders import Order, Orders, Run
+from rampd.recovery import recover
+from rampd.requests import Requests
+from rampd.slots import Slots
+from rampd.states import HungerPolicy, Outcome, SubmissionState
+from rampd.watch import FileWatch
+
+if TYPE_CHECKING:
+    from rampd.event import Event
+    from rampd.models import Attempt, Submission
+
+log = structlog.get_logger(logger="rampd.dispatcher")
+
+_INTERRUPTION_S = 20.0
+"""How long an interrupted run may take to end: TERM, 5 s, KILL, and the writes after it."""
+
+WAKE_FILE = "wake"
+"""`rampctl` touches it in state_dir after a request."""
+
+
+class Dispatcher:
+    """Serves one event until it is told to stop, or until hunger_policy `exit` finds nothing left.
+
+    Parameters
+    ----------
+    event
+        Its rooms, open; nobody else may serve it (the state_dir's lock).
+    """
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        self.ready = asyncio.Event()
+        self.finished = 0
+        """How many submissions came to a final state under this dispatcher."""
+        self._slots = Slots(event.settings.dispatcher.n_workers)
+        self._runs: dict[str, Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._background: list[asyncio.Task[None]] = []
+        self._claiming = asyncio.Lock()
+        self._stopping = asyncio.Event()
+        self._drained = False
+        self._backoffs: dict[int, float] = {}
+        self._announcements = Announcements(event.journal)
+        self._hold = Hold(event, announcements=self._announcements)
+        self._requests = Requests(event, self._runs, announcements=self._announcements)
+        self._no_capacity_since: float | None = None
+        self._settling = 0
+        self._status = 0
+
+    @property
+    def running(self) -> int:
+        """How many submissions have a slot."""
+        return len(self._runs)
+
+    def stop(self) -> None:
+        """Claim no more. `run` drains for shutdown_grace, then interrupts what is left. Idempotent."""
+        self._stopping.set()
+
+    async def run(self) -> int:
+        """Serve the event.
+
+        Returns
+        -------
+        int
+            0, or 1 where hunger_policy `exit` ended an event that is still held.
+
+        Raises
+        ------
+        JournalCorruptError, StoreError
+            The event cannot be served at all.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                announcing = group.create_task(self._announcements.run(), name=self._named("announcements"))
+                await self._begin(group)
+                pump = group.create_task(self._pump(), name=self._named("pump"))
+                stopping = group.create_task(self._stopping.wait(), name=self._named("stopping"))
+                self.ready.set()
+                await asyncio.wait({pump, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                async with self._claiming:  # never between a claim and its task
+                    pump.cancel()
+                stopping.cancel()
+                await self._drain()
+                for task in self._background:
+                    task.cancel()
+                await self._announcements.settle()
+                announcing.cancel()
+        finally:
+            # Only where something broke, or the daemon exits at once: whatever still runs is put back at the next start.
+            for task in self._tasks:
+                task.cancel()
+        return self._status
+
+    async def _begin(self, group: asyncio.TaskGroup) -> None:
+        """Take up what the last daemon left, look at the folders once, and obey what was asked for meanwhile."""
+        for submission, attempt in await recover(self.event, announcements=self._announcements):
+            self._slots.take()
+            self._spawn(submission, attempt)
+        await self._hold.forget()
+        self._backoffs = await self.event.journal.backoffs()
+        self._background.append(group.create_task(self.event.store.watch(), name=self._named("store")))
+        await self.event.store.scanned.wait()
+        await persist(self._answer_requests, "an answer to the operator")
+        self._background.append(group.create_task(self._listen(), name=self._named("operator")))
+
+    def _named(self, part: str) -> str:
+        return f"{self.event.settings.ramp.event_name}:{part}"
+
+    async def _pump(self) -> None:
+        while True:
+            await self._slots.acquire()
+            try:
+                found = await self._next()
+            except BaseException:
+                self._slots.release()
+                raise
+            if found is None:
+                self._slots.release()
+                return
+
+    async def _next(self) -> Submission | None:
+        """Claim and start the next submission, waiting for one; None when hunger_policy `exit` ends the event."""
+        outage = _Outage()
+        while True:
+            self.event.store.changed.clear()
+            try:
+                if await self._may_claim():
+                    started = await self._claim_and_start()
+                    if started is not None:
+                        outage.is_over()
+                        return started
+                    if await self._is_done():
+                        return None
+                elif await self._is_done():
+                    self._status = 1 if self._hold.is_on else 0
+                    return None
+                outage.is_over()
+            except StoreError as error:
+                await asyncio.sleep(outage.seen(error))
+                continue
+            await self._note_settling()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._until_next_look_s()):
+                    await self.event.store.changed.wait()
+
+    async def _may_claim(self) -> bool:
+        if self._drained:
+            return False
+        return await self._hold.look()
+
+    async def _claim_and_start(self) -> Submission | None:
+        now = clock.wall()
+        skip = [submission_id for submission_id, until in self._backoffs.items() if until > now]
+        async with self._claiming:
+            submission = await self.event.store.claim(skip)
+            if submission is None:
+                return None
+            try:
+                attempt = await self.event.journal.open_attempt(submission, self.event.settings.worker.worker_type)
+                if self._backoffs.pop(submission.id, None) is not None:
+                    await self.event.journal.clear_backoff(submission.id)
+            except BaseException:
+                # Nothing has happened outside yet: the row goes back, now or (if the store is away too) at recovery.
+                with suppress(StoreError):
+                    await asyncio.shield(self.event.store.release(submission.id))
+                raise
+            self._spawn(submission, attempt)
+            return submission
+
+    def _spawn(self, submission: Submission, attempt: Attempt) -> None:
+        orders = Orders()
+        task = asyncio.create_task(
+            self._run(submission, attempt, orders), name=self._named(f"submission/{submission.name}")
+        )
+        self._runs[submission.name] = Run(submission, orders, task)
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._ended, submission))
+
+    def _ended(self, submission: Submission, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._runs.pop(submission.name, None)
+        self._slots.release()
+        self.event.store.changed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("lifecycle.failed", submission=submission.name, submission_id=submission.id, exc_info=error)
+
+    async def _run(self, submission: Submission, attempt: Attempt, orders: Orders) -> None:
+        with structlog.contextvars.bound_contextvars(**bound_fields(self.event, submission, attempt)):
+            try:
+                conclusion = await attempt_submission(
+                    self.event, submission, attempt, orders, announcements=self._announcements
+                )
+            except Parked:
+                return
+        if conclusion.final:
+            self.finished += 1
+        elif conclusion.delay_s > 0:
+            self._backoffs[submission.id] = clock.wall() + conclusion.delay_s
+        if conclusion.hold is not None:
+            await self._hold.set(conclusion.hold)
+        await self._note_capacity(conclusion.outcome)
+
+    async def _note_capacity(self, outcome: Outcome) -> None:
+        """Keep the answer to "why is nothing running?" where `rampctl status` finds it."""
+        if outcome is Outcome.NO_CAPACITY:
+            next_try = min(self._backoffs.values(), default=clock.wall())
+            since = self._no_capacity_since or clock.wall()
+            await self._tell("no_capacity", {"since": since, "next_try": next_try})
+            self._no_capacity_since = since
+        elif self._no_capacity_since is not None:
+            self._no_capacity_since = None
+            await self._tell("no_capacity", None)
+
+    async def _note_settling(self) -> None:
+        if self.event.store.settling != self._settling:
+            self._settling = self.event.store.settling
+            await self._tell("settling", {"count": self._settling} if self._settling else None)
+
+    async def _tell(self, key: str, fact: object | None) -> None:
+        """Leave a fact for people in the journal; everything goes on without it."""
+        with suppress(StoreError):
+            if fact is None:
+                await self.event.journal.delete(key)
+            else:
+                await self.event.journal.put(key, fact)
+
+    async def _is_done(self) -> bool:
+        """Say whether nothing is new, settling, queued, in backoff, running or being written (hunger_policy exit)."""
+        if self.event.settings.dispatcher.hunger_policy is not HungerPolicy.EXIT:
+            return False
+        if self._runs or self.event.store.settling:
+            return False
+        if await self.event.journal.pending_requests():
+            return False
+        return (await self.event.store.counts())[SubmissionState.NEW] == 0
+
+    def _until_next_look_s(self) -> float | None:
+        """Return when to look again although nothing happened, in seconds from now; None for never."""
+        now = clock.wall()
+        due = [until - now for until in self._backoffs.values()]
+        if self._hold.is_on and not self._drained:
+            due.append(CHECK_INTERVAL_S)
+        return max(0.01, min(due)) if due else None
+
+    async def _listen(self) -> None:
+        """Answer what the operator asks for, now and whenever the wake file is touched."""
+        path = self.event.settings.dispatcher.state_dir / WAKE_FILE
+        async with FileWatch(path) as wake:
+            while True:
+                outage = _Outage()
+                while True:
+                    try:
+                        await self._answer_requests()
+                        break
+                    except StoreError as error:
+                        await asyncio.sleep(outage.seen(error))
+                outage.is_over()
+                await wake.touched()
+
+    async def _answer_requests(self) -> None:
+        drained = await self.event.journal.get("drained") is not None
+        if drained is not self._drained:
+            self._drained = drained
+            log.info("event.drained" if drained else "event.resumed")
+        async with self._claiming:
+            for submission_id in await self._requests.answer():
+                self._backoffs.pop(submission_id, None)
+        self.event.store.changed.set()
+
+    async def _drain(self) -> None:
+        """Let what runs end for shutdown_grace, then interrupt it and wait until that is journaled."""
+        if self._tasks and self._stopping.is_set():
+            await asyncio.wait(self._tasks, timeout=self.event.settings.dispatcher.shutdown_grace)
+            for run in self._runs.values():
+                run.orders.give(Order.INTERRUPT)
+        if self._tasks:
+            # What cannot be written by then (a full disk, say) is in the journal or is put back at the next start.
+            await asyncio.wait(self._tasks, timeout=_INTERRUPTION_S)
+
+
+class _Outage:
+    """A store or journal that cannot be used: said once, with growing delays, and once when it is over."""
+
+    def __init__(self) -> None:
+        self._tries = 0
+        self._since = 0.0
+
+    def seen(self, error: StoreError) -> float:
+        """Log the first failure; return how long to wait before the next try, in seconds."""
+        self._tries += 1
+        delay_s = backoff_s(self._tries, longest_s=30.0)
+        if self._tries == 1:
+            self._since = clock.boottime()
+            log.error("store.unavailable", error=str(error), delay_s=delay_s)
+        return delay_s
+
+    def is_over(self) -> None:
+        """Say that it works again, if it had failed."""
+        if self._tries:
+            log.info("store.recovered", down_s=clock.boottime() - self._since)
+            self._tries = 0

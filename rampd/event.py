@@ -1,0 +1,138 @@
+"""One event's rooms: its settings, store, journal and worker, opened together and closed in reverse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rampd import ramp_test
+from rampd.config import Settings, load_config
+from rampd.errors import StoreError
+from rampd.journal import Journal
+from rampd.models import Job
+from rampd.stores.directory import DirectoryStore
+from rampd.workers.base import Worker, WorkerContext
+from rampd.workers.registry import worker_class, worker_model
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+    from pathlib import Path
+
+    from rampd.models import Attempt, Submission
+    from rampd.stores.base import SubmissionStore
+
+ATTEMPTS_FOLDER = "attempts"
+
+
+def load_settings(path: Path, *, deployment_dir: Path | None = None) -> Settings:
+    """Read one event's config with the installed workers' models.
+
+    Raises
+    ------
+    ConfigError
+        With every problem of the file.
+    """
+    return load_config(path, worker_models=worker_model, deployment_dir=deployment_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Everything that one event needs, each part the sole owner of what it keeps."""
+
+    settings: Settings
+    store: SubmissionStore
+    journal: Journal
+    worker: Worker[Any]
+
+    @classmethod
+    def build(cls, settings: Settings) -> Event:
+        """Put the parts together; nothing is opened yet."""
+        return cls(settings, build_store(settings), build_journal(settings), build_worker(settings))
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Make the event's folders and open every part.
+
+        Raises
+        ------
+        StoreError
+            A folder or a database cannot be made or written.
+        WorkerError
+            The worker cannot work on this machine.
+        """
+        make_folders(self.settings)
+        await self.journal.open(stack)
+        await self.store.open(stack)
+        await self.worker.open(stack)
+
+    def job(self, submission: Submission, attempt: Attempt) -> Job:
+        """Return what a worker needs to know of one attempt."""
+        ramp = self.settings.ramp
+        return Job(
+            event_name=ramp.event_name,
+            submission=submission.name,
+            submission_id=submission.id,
+            attempt=attempt.number,
+            attempt_id=attempt.id,
+            submission_dir=self.store.submission_dir(submission),
+            attempt_dir=self.settings.dispatcher.state_dir / ATTEMPTS_FOLDER / attempt.id,
+            kit_dir=ramp.kit_dir,
+            data_dir=ramp.data_dir,
+            log_path=ramp.logs_dir / submission.name / "log",
+            timeout_s=self.settings.worker.timeout,
+            n_threads=self.settings.dispatcher.n_threads,
+        )
+
+
+def build_store(settings: Settings) -> SubmissionStore:
+    """Return the event's store, not yet opened."""
+    ramp, dispatcher = settings.ramp, settings.dispatcher
+    return DirectoryStore(
+        dispatcher.state_dir / "submissions.sqlite3",
+        submissions_dir=ramp.submissions_dir,
+        predictions_dir=ramp.predictions_dir,
+        logs_dir=ramp.logs_dir,
+        sandbox_dir=ramp.sandbox_dir,
+        settle_time_s=dispatcher.settle_time,
+        read_scores=ramp_test.read_scores,
+    )
+
+
+def build_journal(settings: Settings) -> Journal:
+    """Return the event's journal, not yet opened."""
+    return Journal(settings.dispatcher.state_dir / "journal.sqlite3")
+
+
+def build_worker(settings: Settings) -> Worker[Any]:
+    """Return the event's worker, not yet opened."""
+    ramp, dispatcher = settings.ramp, settings.dispatcher
+    context = WorkerContext(
+        event_name=ramp.event_name,
+        kit_dir=ramp.kit_dir,
+        data_dir=ramp.data_dir,
+        state_dir=dispatcher.state_dir,
+        time_between_collection_s=dispatcher.time_between_collection,
+    )
+    return worker_class(settings.worker.worker_type)(settings.worker, context)
+
+
+def make_folders(settings: Settings) -> None:
+    """Make the event's own folders where they are missing.
+
+    Raises
+    ------
+    StoreError
+        One cannot be made; the message names it.
+    """
+    ramp = settings.ramp
+    # Attempts' folders may belong to another user (worker.run_as), who must be able to pass through, not to look.
+    for folder, mode in (
+        (settings.dispatcher.state_dir, 0o711),
+        (settings.dispatcher.state_dir / ATTEMPTS_FOLDER, 0o711),
+        (ramp.submissions_dir, 0o755),
+        (ramp.predictions_dir, 0o755),
+        (ramp.logs_dir, 0o755),
+    ):
+        try:
+            folder.mkdir(mode=mode, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be made: {error.strerror}; make it, or mend its owner") from error

@@ -1,0 +1,116 @@
+"""A held event: what every submission of it needs is missing, so none is started and none is blamed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import structlog
+
+from rampd import clock
+from rampd.conclusion import decide_unrun
+from rampd.errors import StoreError, WorkerSetupError
+from rampd.models import Verdict
+from rampd.states import Outcome, SubmissionState
+
+if TYPE_CHECKING:
+    from rampd.announcements import Announcements
+    from rampd.event import Event
+
+log = structlog.get_logger(logger="rampd.hold")
+
+CHECK_INTERVAL_S = 5.0
+"""How often a held event is looked at again."""
+
+
+class Hold:
+    """Whether an event is held, and since when.
+
+    Parameters
+    ----------
+    event
+        Its worker is asked, its journal keeps the fact for `rampctl status`.
+    announcements
+        Remembers whose canonical line was written.
+    """
+
+    def __init__(self, event: Event, *, announcements: Announcements) -> None:
+        self._event = event
+        self._announcements = announcements
+        self._cause: WorkerSetupError | None = None
+        self._since_wall = 0.0
+        self._since_boottime = 0.0
+        self._next_look = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the event is held."""
+        return self._cause is not None
+
+    async def look(self) -> bool:
+        """Ask the worker whether submissions can run; hold or release the event accordingly.
+
+        Returns
+        -------
+        bool
+            Whether they can.
+        """
+        if self.is_on and clock.boottime() < self._next_look:
+            return False
+        try:
+            await self._event.worker.check()
+        except WorkerSetupError as error:
+            await self.set(error)
+            await self._give_up_after_timeout(error)
+            return False
+        await self._release()
+        return True
+
+    async def set(self, cause: WorkerSetupError) -> None:
+        """Hold the event. Says so once a cause."""
+        now = clock.boottime()
+        self._next_look = now + CHECK_INTERVAL_S * 0.95
+        if self._cause is None:
+            self._since_wall, self._since_boottime = clock.wall(), now
+        if self._cause is None or str(self._cause) != str(cause):
+            log.error(
+                "event.held",
+                event_name=self._event.settings.ramp.event_name,
+                missing=cause.missing,
+                existing=list(cause.existing),
+                timeout_s=self._event.settings.dispatcher.hold_timeout,
+            )
+        self._cause = cause
+        fact = {
+            "missing": cause.missing,
+            "existing": list(cause.existing),
+            "since": self._since_wall,
+            "next_try": clock.wall() + CHECK_INTERVAL_S,
+        }
+        with suppress(StoreError):  # the fact is for people; the hold stands without it
+            await self._event.journal.put("held", fact)
+
+    async def _release(self) -> None:
+        if self._cause is None:
+            return
+        self._cause = None
+        await self.forget()
+        log.info(
+            "event.released",
+            event_name=self._event.settings.ramp.event_name,
+            held_s=clock.boottime() - self._since_boottime,
+        )
+
+    async def forget(self) -> None:
+        """Take the fact out of the journal: at a release, and at a start (the last daemon may have left one)."""
+        with suppress(StoreError):
+            await self._event.journal.delete("held")
+
+    async def _give_up_after_timeout(self, cause: WorkerSetupError) -> None:
+        """End every waiting submission once the event was held for hold_timeout."""
+        timeout_s = self._event.settings.dispatcher.hold_timeout
+        if timeout_s is None or clock.boottime() - self._since_boottime < timeout_s:
+            return
+        verdict = Verdict(Outcome.PLATFORM_ERROR, None, reason=f"held for {timeout_s:g} s: {cause}")
+        for submission in await self._event.store.list({SubmissionState.NEW}):
+            await decide_unrun(self._event, submission, verdict, announcements=self._announcements)

@@ -1,0 +1,290 @@
+"""The way of one submission: the five steps of a worker, their deadline, and what their end means.
+
+This is the one state diagram of the house::
+
+    opened -> set_up -> launched -> decided -> closed
+                                       |
+              ok: predictions swapped in, tested, scored
+              participant_error, timeout: training_error
+              lost_host, no_capacity, platform_error, interrupted: back to new, or checking_error
+              cancelled: checking_error
+
+`attempt_submission` takes an attempt from whatever step the journal knows to its one outcome, and has
+`rampd.conclusion` make that true. A worker never decides anything here, and nothing here knows which worker it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, assert_never
+
+import structlog
+
+from rampd import clock, judging
+from rampd.conclusion import conclude, finished_fields, persist, staging_dir
+from rampd.errors import StoreError, WorkerError, WorkerSetupError
+from rampd.models import Verdict
+from rampd.orders import Order, OrderedError
+from rampd.states import Outcome, Step
+
+if TYPE_CHECKING:
+    from rampd.announcements import Announcements
+    from rampd.event import Event
+    from rampd.models import Attempt, Exit, Job, Results, Submission
+    from rampd.orders import Orders
+    from rampd.workers.base import Allocation
+
+log = structlog.get_logger(logger="rampd.lifecycle")
+
+_LONGEST_NAP_S = 30.0
+"""asyncio's timers stand still while the machine sleeps, CLOCK_BOOTTIME does not: look again at least so often."""
+
+
+class Parked(Exception):  # noqa: N818 -- no error: the run goes on, and the next daemon takes it over
+    """The daemon stops while a resumable run goes on."""
+
+
+class _DeadlineError(Exception):
+    """The run is over its time. No TimeoutError: a worker's own time-outs are something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What the dispatcher learns of an attempt that is over."""
+
+    outcome: Outcome
+    final: bool
+    delay_s: float = 0.0
+    """How long the submission backs off, unless it was final."""
+    hold: WorkerSetupError | None = None
+    """Set when the whole event cannot run."""
+
+
+@dataclass(slots=True)
+class _Timings:
+    """How long each part took, in seconds; None where it was not reached by this process."""
+
+    setup_s: float | None = None
+    run_s: float | None = None
+    collect_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What one attempt has reached in this process."""
+
+    job: Job
+    orders: Orders
+    attempt: Attempt
+    allocation: Allocation | None = None
+    timings: _Timings = field(default_factory=_Timings)
+    hold: WorkerSetupError | None = None
+
+
+async def attempt_submission(
+    event: Event,
+    submission: Submission,
+    attempt: Attempt,
+    orders: Orders,
+    *,
+    announcements: Announcements,
+) -> Conclusion:
+    """Take one attempt to its end.
+
+    Parameters
+    ----------
+    event
+        The event's rooms, open.
+    submission
+        Claimed from the store.
+    attempt
+        Its row in the journal, at whatever step before `decided`.
+    orders
+        Through which it may be cancelled or interrupted.
+    announcements
+        Remembers whose canonical line was written.
+
+    Returns
+    -------
+    Conclusion
+        Journaled, stored and logged. A submission's failure never escapes.
+
+    Raises
+    ------
+    Parked
+        The daemon stops and the run goes on without it.
+    """
+    progress = _Progress(event.job(submission, attempt), orders, attempt)
+    verdict = await _reach_verdict(event, progress)
+    failures = await persist(partial(event.journal.failures, submission.id), "earlier attempts")
+    prospect = judging.weigh(verdict, failures, max_attempts=event.settings.worker.max_attempts)
+    finished = finished_fields(
+        event, submission, progress.attempt, verdict, final=prospect.final, **asdict(progress.timings)
+    )
+    decided = await persist(
+        partial(event.journal.decide, attempt.id, verdict, final=prospect.final, finished=finished), "an outcome"
+    )
+    await conclude(
+        event,
+        submission,
+        decided,
+        announcements=announcements,
+        allocation=progress.allocation,
+        delay_s=prospect.delay_s,
+    )
+    return Conclusion(verdict.outcome, prospect.final, prospect.delay_s, progress.hold)
+
+
+async def _reach_verdict(event: Event, progress: _Progress) -> Verdict:
+    try:
+        return await _run_and_judge(event, progress)
+    except Parked:
+        raise
+    except WorkerSetupError as error:
+        # Not this submission's fault and not this attempt's: the event is held, and the attempt costs nothing.
+        progress.hold = error
+        return Verdict(Outcome.INTERRUPTED, None, reason=str(error))
+    except WorkerError as error:
+        return _platform_verdict(error.outcome, error)
+    except StoreError as error:
+        return _platform_verdict(Outcome.PLATFORM_ERROR, error)
+    except Exception as error:
+        log.exception("lifecycle.failed")
+        return _platform_verdict(Outcome.PLATFORM_ERROR, error)
+
+
+async def _run_and_judge(event: Event, progress: _Progress) -> Verdict:
+    try:
+        await _run(event, progress)
+    except OrderedError as ordered:
+        return await _obey(event, progress, ordered.order)
+    except _DeadlineError:
+        return await _time_out(event, progress)
+    return await _judge(event, progress)
+
+
+def _platform_verdict(outcome: Outcome, error: Exception) -> Verdict:
+    reason = str(error) or type(error).__name__
+    log.warning("worker.lost" if outcome is Outcome.LOST_HOST else "worker.setup_failed", error=reason, outcome=outcome)
+    return Verdict(outcome, None, reason=reason)
+
+
+async def _run(event: Event, progress: _Progress) -> None:
+    """Go through setup, launch and wait, skipping what is journaled already.
+
+    Raises
+    ------
+    OrderedError, _DeadlineError, WorkerError, StoreError
+    """
+    worker, journal = event.worker, event.journal
+    job, orders, attempt = progress.job, progress.orders, progress.attempt
+    allocation: Any
+    if attempt.allocation is None:
+        begun = clock.boottime()
+        progress.allocation = allocation = await orders.obeyed(worker.setup(job))
+        await journal.record_allocation(attempt.id, allocation.model_dump_json())
+        progress.timings.setup_s = clock.boottime() - begun
+    else:
+        progress.allocation = allocation = worker.allocation_model.model_validate_json(attempt.allocation)
+    if attempt.step is Step.LAUNCHED:
+        log.info("submission.resumed", **_whereabouts(allocation))
+    else:
+        progress.allocation = allocation = await orders.obeyed(worker.launch_submission(job, allocation))
+        progress.attempt = await journal.record_launch(attempt.id, allocation.model_dump_json())
+        log.info("submission.started", **_whereabouts(allocation))
+        await event.store.set_training(job.submission_id)
+    try:
+        await _wait(event, progress, allocation)
+    finally:
+        progress.timings.run_s = _running_for_s(progress.attempt)
+
+
+async def _wait(event: Event, progress: _Progress, allocation: Allocation) -> None:
+    """Wait for the run's end, until the deadline that counts from the journaled launch."""
+    waiting: asyncio.Future[Exit] = asyncio.ensure_future(event.worker.wait(allocation))
+    try:
+        while not waiting.done():
+            left_s = progress.job.timeout_s - _running_for_s(progress.attempt)
+            if left_s <= 0:
+                raise _DeadlineError
+            await progress.orders.obeyed(_nap(waiting, min(left_s, _LONGEST_NAP_S)))
+        waiting.result()
+    finally:
+        if not waiting.done():
+            waiting.cancel()
+            await asyncio.wait({waiting})
+
+
+async def _nap(waiting: asyncio.Future[Exit], longest_s: float) -> None:
+    await asyncio.wait({waiting}, timeout=longest_s)
+
+
+def _running_for_s(attempt: Attempt) -> float:
+    """Return for how long an attempt has been running: by CLOCK_BOOTTIME, or by the wall clock after a reboot."""
+    if attempt.launched_boottime_s is not None and attempt.boot_id == clock.boot_id():
+        return clock.boottime() - attempt.launched_boottime_s
+    if attempt.launched_at is not None:
+        return max(0.0, clock.wall() - attempt.launched_at)
+    return 0.0
+
+
+async def _judge(event: Event, progress: _Progress) -> Verdict:
+    begun = clock.boottime()
+    try:
+        results = await event.worker.collect_results(progress.job, progress.allocation)
+        return await asyncio.to_thread(
+            judging.judge_run,
+            progress.job,
+            results,
+            staging=staging_dir(event, progress.job.attempt_id),
+            config=event.settings.worker,
+        )
+    finally:
+        progress.timings.collect_s = clock.boottime() - begun
+
+
+async def _obey(event: Event, progress: _Progress, order: Order) -> Verdict:
+    match order:
+        case Order.CANCEL:
+            stopped = await _stop(event, progress)
+            log.info("submission.cancelled")
+            status = stopped.status if stopped else None
+            return Verdict(Outcome.CANCELLED, status, judging.CANCELLED_MESSAGE, exit=stopped)
+        case Order.INTERRUPT:
+            if event.worker.resumable and progress.allocation is not None:
+                raise Parked
+            await _stop(event, progress)
+            return Verdict(Outcome.INTERRUPTED, None, reason="the daemon was stopped")
+        case _:
+            assert_never(order)
+
+
+async def _time_out(event: Event, progress: _Progress) -> Verdict:
+    job = progress.job
+    log.info("submission.timed_out", timeout_s=job.timeout_s)
+    stopped = await _stop(event, progress)
+    results: Results | None = None
+    try:
+        results = await event.worker.collect_results(job, progress.allocation)
+    except WorkerError as error:
+        # The timeout stands; only its traceback is missing.
+        log.warning("worker.lost", error=str(error), outcome=error.outcome)
+    return await asyncio.to_thread(judging.judge_timeout, job, results, stopped)
+
+
+async def _stop(event: Event, progress: _Progress) -> Exit | None:
+    """End the run if there is one; a worker that cannot even say so is left to `teardown` and `reclaim`."""
+    if progress.allocation is None:
+        return None
+    try:
+        return await event.worker.stop(progress.allocation)
+    except WorkerError as error:
+        log.warning("worker.lost", error=str(error), outcome=error.outcome)
+        return None
+
+
+def _whereabouts(allocation: Allocation) -> dict[str, object]:
+    """Return what `submission.started` says of where the run is."""
+    return {"pid": getattr(allocation, "pid", None), "host": getattr(allocation, "host", None)}

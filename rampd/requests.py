@@ -1,0 +1,94 @@
+"""What the operator asked for through the journal: cancel and retry, answered while the daemon runs or at its start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+import structlog
+
+from rampd.conclusion import decide_unrun
+from rampd.errors import UnknownSubmissionError
+from rampd.judging import CANCELLED_MESSAGE
+from rampd.models import Verdict
+from rampd.orders import Order
+from rampd.states import Outcome, RequestKind, SubmissionState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rampd.announcements import Announcements
+    from rampd.event import Event
+    from rampd.models import Submission
+    from rampd.orders import Run
+
+log = structlog.get_logger(logger="rampd.requests")
+
+
+class Requests:
+    """Answers requests one after the other; the dispatcher sees to it that nothing is claimed meanwhile.
+
+    Parameters
+    ----------
+    event
+        The event's rooms.
+    runs
+        What has a slot, by name; read only.
+    announcements
+        Remembers whose canonical line was written.
+    """
+
+    def __init__(self, event: Event, runs: Mapping[str, Run], *, announcements: Announcements) -> None:
+        self._event = event
+        self._runs = runs
+        self._announcements = announcements
+
+    async def answer(self) -> list[int]:
+        """Answer every pending request.
+
+        Returns
+        -------
+        list of int
+            The ids of submissions whose backoff is over by the operator's word.
+        """
+        released: list[int] = []
+        for request in await self._event.journal.pending_requests():
+            try:
+                submission = await self._event.store.get(request.submission)
+            except UnknownSubmissionError as error:
+                accepted, answer = False, str(error)
+            else:
+                match request.kind:
+                    case RequestKind.CANCEL:
+                        accepted, answer = await self._cancel(submission)
+                    case RequestKind.RETRY:
+                        accepted, answer = await self._retry(submission)
+                        if accepted:
+                            released.append(submission.id)
+                    case _:
+                        assert_never(request.kind)
+            if not accepted:
+                log.warning("request.refused", submission=request.submission, kind=request.kind, answer=answer)
+            await self._event.journal.answer(request.id, answer, accepted=accepted)
+        return released
+
+    async def _cancel(self, submission: Submission) -> tuple[bool, str]:
+        run = self._runs.get(submission.name)
+        if run is not None:
+            run.orders.give(Order.CANCEL)
+            return True, "it is being stopped"
+        if submission.state is SubmissionState.NEW:
+            verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
+            await decide_unrun(self._event, submission, verdict, announcements=self._announcements)
+            return True, "it was waiting and will not run"
+        return False, f"it has ended already ({submission.state})"
+
+    async def _retry(self, submission: Submission) -> tuple[bool, str]:
+        if submission.name in self._runs:
+            return False, "it is running; cancel it first, or wait for its end"
+        # The count first: a crash in between leaves a request that is answered again, the same way.
+        await self._event.journal.start_count_anew(submission.id)
+        await self._event.journal.clear_backoff(submission.id)
+        if submission.state is SubmissionState.NEW:
+            return True, "it is waiting already, without delay and with all its attempts"
+        await self._event.store.requeue(submission.id)
+        return True, "it waits at the end of the queue"
