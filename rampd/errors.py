@@ -118,3 +118,7 @@ class BadResultsError(RampdError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class IncompleteResultsError(BadResultsError):
+    """ramp-test did not finish what it was doing: something belongs in its training_output that is not there."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tenacity import wait_random_exponential
 
 from rampd import ramp_test
-from rampd.errors import BadResultsError
+from rampd.errors import BadResultsError, IncompleteResultsError
 from rampd.models import Verdict
 from rampd.states import Outcome
 
@@ -52,6 +52,8 @@ def judge_run(job: Job, results: Results, *, staging: Path, config: WorkerConfig
             scores = ramp_test.keep_training_output(
                 output, staging, max_bytes=config.max_output_bytes, max_files=config.max_output_files
             )
+        except IncompleteResultsError as error:
+            unkept = f"{ramp_test.explain_exit(run_exit, has_output=True)} {error.reason}"
         except BadResultsError as error:
             unkept = error.reason
         else:

@@ -1,0 +1,272 @@
+"""Files that somebody else made: copied without following a link, removed whatever they are, swapped in whole.
+
+Blocking; called through `asyncio.to_thread`. Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rampd.errors import ResultsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # renameat2(2)
+_MAX_DEPTH = 40
+_CHUNK = 1 << 20
+
+
+class UnsafeTreeError(Exception):
+    """A tree has something that is not copied. The message is a sentence about it."""
+
+
+@dataclass(slots=True)
+class _Bounds:
+    bytes_left: int
+    files_left: int
+    limits: str
+
+    def take(self, name: str, size: int) -> None:
+        self.files_left -= 1
+        self.bytes_left -= size
+        if self.files_left < 0 or self.bytes_left < 0:
+            raise UnsafeTreeError(f"it is too large at {name!r}; allowed: {self.limits}")
+
+
+def copy_tree(
+    source: Path,
+    destination: Path,
+    *,
+    max_bytes: int,
+    max_files: int,
+    owner: tuple[int, int] | None = None,
+    skip: frozenset[str] = frozenset(),
+) -> None:
+    """Copy regular files and folders, and nothing else, to a folder that does not exist yet.
+
+    Parameters
+    ----------
+    source
+        Untrusted. Nothing in it is followed: a link, a fifo, a socket, a device or a file with several hard links
+        is an error.
+    destination
+        Made with mode 0755, its files 0644 (0755 where the owner may execute); times are kept.
+    max_bytes, max_files
+        Bounds on the whole, by apparent size: a sparse file counts in full, before it is read.
+    owner
+        uid and gid that the copy gets; None for this process's own.
+    skip
+        Names that are left out at the top.
+
+    Raises
+    ------
+    UnsafeTreeError
+        The source has something that is not copied, or is too large.
+    ResultsError
+        The destination cannot be written.
+    """
+    bounds = _Bounds(max_bytes, max_files, f"{max_bytes} bytes in {max_files} files")
+    try:
+        folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnsafeTreeError(f"{source.name!r} is no folder that can be read ({error.strerror})") from error
+    try:
+        _copy_folder(folder, destination, bounds, owner, skip, depth=0)
+    finally:
+        os.close(folder)
+
+
+def _copy_folder(
+    folder: int, destination: Path, bounds: _Bounds, owner: tuple[int, int] | None, skip: frozenset[str], depth: int
+) -> None:
+    if depth > _MAX_DEPTH:
+        raise UnsafeTreeError(f"its folders are nested deeper than {_MAX_DEPTH}")
+    with _writing(destination):
+        destination.mkdir(mode=0o755)
+    for name in _names(folder):
+        if name in skip:
+            continue
+        try:
+            info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            raise UnsafeTreeError(f"{name!r} went away while it was copied") from None
+        if stat.S_ISDIR(info.st_mode):
+            bounds.take(name, 0)
+            inner = _open(name, folder, os.O_DIRECTORY)
+            try:
+                _copy_folder(inner, destination / name, bounds, owner, frozenset(), depth + 1)
+            finally:
+                os.close(inner)
+        elif stat.S_ISREG(info.st_mode):
+            if info.st_nlink > 1:
+                raise UnsafeTreeError(f"{name!r} has several hard links")
+            bounds.take(name, info.st_size)
+            _copy_file(folder, name, destination / name, info, owner)
+        else:
+            raise UnsafeTreeError(f"{name!r} is {_kind(info.st_mode)}")
+    if owner is not None:
+        with _writing(destination):
+            os.chown(destination, *owner)
+
+
+def _names(folder: int) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        yield from sorted(entry.name for entry in entries)
+
+
+def _open(name: str, folder: int, flags: int = 0) -> int:
+    try:
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=folder)
+    except OSError as error:
+        raise UnsafeTreeError(f"{name!r} cannot be read ({error.strerror})") from error
+
+
+def _copy_file(folder: int, name: str, target: Path, info: os.stat_result, owner: tuple[int, int] | None) -> None:
+    source = _open(name, folder)
+    try:
+        found = os.fstat(source)
+        if not stat.S_ISREG(found.st_mode) or found.st_ino != info.st_ino:
+            raise UnsafeTreeError(f"{name!r} changed while it was copied")
+        mode = 0o755 if info.st_mode & stat.S_IXUSR else 0o644
+        with _writing(target):
+            copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            try:
+                _copy_bytes(source, copy, info.st_size)
+                os.utime(copy, ns=(info.st_atime_ns, info.st_mtime_ns))
+                if owner is not None:
+                    os.fchown(copy, *owner)
+            finally:
+                os.close(copy)
+    finally:
+        os.close(source)
+
+
+def _copy_bytes(source: int, target: int, size: int) -> None:
+    """Copy no more than `size` bytes: a file that grows meanwhile is cut where it was counted."""
+    left = size
+    while left > 0:
+        chunk = os.read(source, min(left, _CHUNK))
+        if not chunk:
+            return
+        left -= len(chunk)
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(target, view) :]
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISLNK(mode):
+        return "a link"
+    if stat.S_ISFIFO(mode):
+        return "a fifo"
+    if stat.S_ISSOCK(mode):
+        return "a socket"
+    return "a device"
+
+
+class _writing:  # noqa: N801 -- used as a statement
+    """Turns what goes wrong on our side of a copy into ResultsError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise ResultsError(f"{self._path}: cannot be written: {error.strerror}") from error
+
+
+def copy_submission(
+    source: Path, destination: Path, *, max_bytes: int, max_files: int, owner: tuple[int, int] | None = None
+) -> None:
+    """Make an attempt's private copy of a submission.
+
+    A `training_output` at its top is left out: one that a participant sent along must never count as a result.
+    """
+    copy_tree(
+        source,
+        destination,
+        max_bytes=max_bytes,
+        max_files=max_files,
+        owner=owner,
+        skip=frozenset({"training_output", "__pycache__"}),
+    )
+
+
+def swap_into_place(staging: Path, final: Path) -> None:
+    """Put the folder `staging` at `final`, whole or not at all; what was there before is at `staging` afterwards.
+
+    Atomic where the file system knows renameat2(2) with RENAME_EXCHANGE; elsewhere `final` is missing for an instant.
+    """
+    if not final.exists() and not final.is_symlink():
+        staging.rename(final)
+        return
+    if _exchange(staging, final):
+        return
+    aside = staging.with_name(staging.name + ".old")
+    final.rename(aside)
+    staging.rename(final)
+    aside.rename(staging)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    function = _renameat2()
+    if function is None:
+        return False
+    if function(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+@cache
+def _renameat2() -> Any:
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is not None:
+        function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    return function
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder, a file or a link (never what it points to); silent if it is gone already.
+
+    Folders that their owner made unwritable are made writable first.
+
+    Raises
+    ------
+    OSError
+        Something could not be removed.
+    """
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+        return
+
+    def mend(function: Any, name: str, error: Any) -> None:
+        problem = error[1]
+        if isinstance(problem, FileNotFoundError):
+            return
+        if not isinstance(problem, PermissionError):
+            raise problem
+        for folder in (Path(name).parent, Path(name)):
+            if folder.is_dir() and not folder.is_symlink():
+                folder.chmod(0o700)
+        if function in (os.scandir, os.listdir, os.open, os.lstat):
+            shutil.rmtree(name)
+        else:
+            function(name)
+
+    shutil.rmtree(path, onerror=mend)

@@ -1,0 +1,379 @@
+"""The journal: the attempts that this daemon holds, and what the operator asked for. Always SQLite, always local.
+
+A row is committed before anything happens outside the process, so that a later process knows what may exist. The
+journal knows nothing of what a worker's allocation means, and nothing of RAMP's states.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rampd import clock
+from rampd.database import Database
+from rampd.errors import StoreError
+from rampd.models import Attempt, Exit, StepScore, Verdict
+from rampd.states import Outcome, RequestKind, Step
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Collection, Mapping
+    from contextlib import AsyncExitStack
+    from pathlib import Path
+
+    from rampd.models import Submission
+
+_SCHEMA = """
+CREATE TABLE attempts (
+    id TEXT PRIMARY KEY,
+    submission TEXT NOT NULL,
+    submission_id INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    worker_type TEXT NOT NULL,
+    step TEXT NOT NULL,
+    opened_at REAL NOT NULL,
+    allocation TEXT,
+    launched_at REAL,
+    launched_boottime_s REAL,
+    boot_id TEXT,
+    outcome TEXT,
+    verdict TEXT,
+    final INTEGER NOT NULL DEFAULT 0,
+    finished TEXT,
+    announced INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (submission_id, number)
+);
+CREATE INDEX unfinished_attempts ON attempts (opened_at) WHERE step <> 'closed';
+CREATE INDEX unannounced_attempts ON attempts (opened_at) WHERE final = 1 AND announced = 0;
+CREATE TABLE counts (submission_id INTEGER PRIMARY KEY, since_number INTEGER NOT NULL);
+CREATE TABLE backoffs (submission_id INTEGER PRIMARY KEY, until REAL NOT NULL);
+CREATE TABLE requests (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    submission TEXT NOT NULL,
+    requested_at REAL NOT NULL,
+    answered_at REAL,
+    answer TEXT,
+    accepted INTEGER
+);
+CREATE UNIQUE INDEX pending_requests ON requests (kind, submission) WHERE answered_at IS NULL;
+CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an operator asked for. Times are seconds since the epoch."""
+
+    id: int
+    kind: RequestKind
+    submission: str
+    requested_at: float
+    answered_at: float | None = None
+    answer: str | None = None
+    accepted: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """What a submission's earlier attempts came to, since the operator last started its count anew."""
+
+    counted: int
+    """Attempts that count against max_attempts."""
+    interrupted_in_a_row: int
+    """How many of the last ones the daemon's own end cut short."""
+    no_capacity_in_a_row: int = 0
+    """How many of the last ones found nothing to run on."""
+
+
+class Journal:
+    """One event's journal.
+
+    Parameters
+    ----------
+    path
+        The SQLite file, in the event's state_dir.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path, schema=_SCHEMA)
+
+    async def open(self, stack: AsyncExitStack, *, create: bool = True) -> None:
+        """Open the file; see `Database.open`."""
+        await self._database.open(stack, create=create)
+
+    async def open_attempt(self, submission: Submission, worker_type: str) -> Attempt:
+        """Give a submission its next attempt, with a number one above all that it ever had."""
+        (row,) = await self._database.fetch(
+            """
+            INSERT INTO attempts (id, submission, submission_id, number, worker_type, step, opened_at)
+            SELECT :id, :name, :submission_id, coalesce(max(number), 0) + 1, :worker_type, :step, :now
+            FROM attempts WHERE submission_id = :submission_id
+            RETURNING *
+            """,
+            {
+                "id": secrets.token_hex(8),
+                "name": submission.name,
+                "submission_id": submission.id,
+                "worker_type": worker_type,
+                "step": Step.OPENED,
+                "now": clock.wall(),
+            },
+        )
+        return _attempt(row)
+
+    async def record_allocation(self, attempt_id: str, allocation: str) -> None:
+        """Keep what finds the attempt's allocation again (the worker's JSON)."""
+        await self._advance(
+            "allocation = :allocation, step = 'set_up'", attempt_id, {"allocation": allocation}, "opened", "set_up"
+        )
+
+    async def record_launch(self, attempt_id: str, allocation: str) -> Attempt:
+        """Say that the run exists, and since when. A repeated launch keeps the first one's time."""
+        return await self._advance(
+            """
+            allocation = :allocation, step = 'launched',
+            launched_at = coalesce(launched_at, :wall),
+            launched_boottime_s = coalesce(launched_boottime_s, :boottime),
+            boot_id = coalesce(boot_id, :boot_id)
+            """,
+            attempt_id,
+            {
+                "allocation": allocation,
+                "wall": clock.wall(),
+                "boottime": clock.boottime(),
+                "boot_id": clock.boot_id(),
+            },
+            "set_up",
+            "launched",
+        )
+
+    async def decide(
+        self, attempt_id: str, verdict: Verdict, *, final: bool, finished: Mapping[str, object]
+    ) -> Attempt:
+        """Commit the attempt's one outcome. The first call decides; a later one returns what was decided.
+
+        Parameters
+        ----------
+        attempt_id
+            The attempt, at any step.
+        verdict
+            How it ended.
+        final
+            Whether that is the submission's last word.
+        finished
+            The fields of its canonical log line.
+        """
+        rows = await self._database.fetch(
+            """
+            UPDATE attempts SET step = 'decided', outcome = :outcome, verdict = :verdict, final = :final,
+                finished = :finished
+            WHERE id = :id AND step IN ('opened', 'set_up', 'launched') RETURNING *
+            """,
+            {
+                "id": attempt_id,
+                "outcome": verdict.outcome,
+                "verdict": json.dumps(asdict(verdict)),
+                "final": int(final),
+                "finished": json.dumps(finished),
+            },
+        )
+        return _attempt(rows[0]) if rows else await self._get(attempt_id)
+
+    async def close(self, attempt_id: str) -> None:
+        """Say that the outcome is true everywhere and nothing of the attempt is left."""
+        await self._advance("step = 'closed'", attempt_id, {}, "decided", "closed")
+
+    async def _advance(
+        self, assignments: str, attempt_id: str, values: dict[str, Any], before: str, after: str
+    ) -> Attempt:
+        rows = await self._database.fetch(
+            f"UPDATE attempts SET {assignments} WHERE id = :id AND step IN (:before, :after) RETURNING *",  # noqa: S608 -- our own words
+            {**values, "id": attempt_id, "before": before, "after": after},
+        )
+        if not rows:
+            found = await self._get(attempt_id)
+            raise StoreError(f"attempt {attempt_id} is {found.step} and cannot become {after}")
+        return _attempt(rows[0])
+
+    async def _get(self, attempt_id: str) -> Attempt:
+        rows = await self._database.fetch("SELECT * FROM attempts WHERE id = ?", (attempt_id,))
+        if not rows:
+            raise StoreError(f"the journal has no attempt {attempt_id}")
+        return _attempt(rows[0])
+
+    async def mark_announced(self, attempt_ids: Collection[str]) -> None:
+        """Remember that the canonical lines of these attempts were written."""
+        await self._database.run(
+            "UPDATE attempts SET announced = 1 WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(attempt_ids)),),
+        )
+
+    async def unfinished(self) -> list[Attempt]:
+        """Return the attempts that are not closed, oldest first."""
+        rows = await self._database.fetch("SELECT * FROM attempts WHERE step <> 'closed' ORDER BY opened_at, number")
+        return [_attempt(row) for row in rows]
+
+    async def unannounced(self) -> list[Attempt]:
+        """Return the decided final attempts whose canonical line may not have been written, oldest first."""
+        rows = await self._database.fetch("SELECT * FROM attempts WHERE final = 1 AND announced = 0 ORDER BY opened_at")
+        return [_attempt(row) for row in rows]
+
+    async def attempts(self, submission_id: int | None = None) -> list[Attempt]:
+        """Return all attempts, or those of one submission, oldest first."""
+        if submission_id is None:
+            rows = await self._database.fetch("SELECT * FROM attempts ORDER BY opened_at, number")
+        else:
+            rows = await self._database.fetch(
+                "SELECT * FROM attempts WHERE submission_id = ? ORDER BY number", (submission_id,)
+            )
+        return [_attempt(row) for row in rows]
+
+    async def latest_attempts(self) -> dict[int, Attempt]:
+        """Return each submission's latest attempt, by the submission's id."""
+        rows = await self._database.fetch("SELECT *, max(number) FROM attempts GROUP BY submission_id")
+        return {row["submission_id"]: _attempt(row) for row in rows}
+
+    async def failures(self, submission_id: int) -> Failures:
+        """Return what the decided attempts of a submission came to since its count was last started anew."""
+        rows = await self._database.fetch(
+            """
+            SELECT outcome FROM attempts
+            WHERE submission_id = :id AND outcome IS NOT NULL
+              AND number > coalesce((SELECT since_number FROM counts WHERE submission_id = :id), 0)
+            ORDER BY number DESC
+            """,
+            {"id": submission_id},
+        )
+        outcomes = [Outcome(row["outcome"]) for row in rows]
+        return Failures(
+            counted=sum(outcome.is_counted for outcome in outcomes),
+            interrupted_in_a_row=_run_length(outcomes, Outcome.INTERRUPTED),
+            no_capacity_in_a_row=_run_length(outcomes, Outcome.NO_CAPACITY),
+        )
+
+    async def start_count_anew(self, submission_id: int) -> None:
+        """Forget a submission's failures so far: the operator's retry. Attempt numbers go on."""
+        await self._database.run(
+            """
+            INSERT OR REPLACE INTO counts
+            SELECT :id, coalesce(max(number), 0) FROM attempts WHERE submission_id = :id
+            """,
+            {"id": submission_id},
+        )
+
+    async def set_backoff(self, submission_id: int, until: float) -> None:
+        """Keep a submission from being claimed until a time (seconds since the epoch)."""
+        await self._database.run("INSERT OR REPLACE INTO backoffs VALUES (?, ?)", (submission_id, until))
+
+    async def clear_backoff(self, submission_id: int) -> None:
+        """Let a submission be claimed again."""
+        await self._database.run("DELETE FROM backoffs WHERE submission_id = ?", (submission_id,))
+
+    async def backoffs(self) -> dict[int, float]:
+        """Return until when each submission that backs off does so (seconds since the epoch), by its id."""
+        return {row[0]: row[1] for row in await self._database.fetch("SELECT submission_id, until FROM backoffs")}
+
+    async def request(self, kind: RequestKind, submission: str) -> int:
+        """Ask for something; the same request that is still pending is not doubled. Return its id."""
+        (row,) = await self._database.fetch(
+            """
+            INSERT INTO requests (kind, submission, requested_at) VALUES (?, ?, ?)
+            ON CONFLICT (kind, submission) WHERE answered_at IS NULL DO UPDATE SET kind = kind RETURNING id
+            """,
+            (kind, submission, clock.wall()),
+        )
+        return int(row["id"])
+
+    async def pending_requests(self) -> list[Request]:
+        """Return what was not answered yet, oldest first."""
+        rows = await self._database.fetch("SELECT * FROM requests WHERE answered_at IS NULL ORDER BY id")
+        return [_request(row) for row in rows]
+
+    async def answer(self, request_id: int, answer: str, *, accepted: bool) -> None:
+        """Answer a request; the first answer stands."""
+        await self._database.run(
+            "UPDATE requests SET answered_at = ?, answer = ?, accepted = ? WHERE id = ? AND answered_at IS NULL",
+            (clock.wall(), answer, int(accepted), request_id),
+        )
+
+    async def get_request(self, request_id: int) -> Request:
+        """Return one request.
+
+        Raises
+        ------
+        StoreError
+            There is none of that id.
+        """
+        rows = await self._database.fetch("SELECT * FROM requests WHERE id = ?", (request_id,))
+        if not rows:
+            raise StoreError(f"the journal has no request {request_id}")
+        return _request(rows[0])
+
+    async def put(self, key: str, value: object) -> None:
+        """Keep a fact for other processes (JSON)."""
+        await self._database.run("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
+
+    async def get(self, key: str) -> Any:
+        """Return a fact, or None."""
+        rows = await self._database.fetch("SELECT value FROM facts WHERE key = ?", (key,))
+        return json.loads(rows[0]["value"]) if rows else None
+
+    async def delete(self, key: str) -> None:
+        """Drop a fact; silent if there is none."""
+        await self._database.run("DELETE FROM facts WHERE key = ?", (key,))
+
+
+def _run_length(outcomes: list[Outcome], outcome: Outcome) -> int:
+    length = 0
+    while length < len(outcomes) and outcomes[length] is outcome:
+        length += 1
+    return length
+
+
+def _request(row: sqlite3.Row) -> Request:
+    accepted = row["accepted"]
+    return Request(
+        id=row["id"],
+        kind=RequestKind(row["kind"]),
+        submission=row["submission"],
+        requested_at=row["requested_at"],
+        answered_at=row["answered_at"],
+        answer=row["answer"],
+        accepted=None if accepted is None else bool(accepted),
+    )
+
+
+def _attempt(row: sqlite3.Row) -> Attempt:
+    return Attempt(
+        id=row["id"],
+        submission=row["submission"],
+        submission_id=row["submission_id"],
+        number=row["number"],
+        worker_type=row["worker_type"],
+        step=Step(row["step"]),
+        opened_at=row["opened_at"],
+        allocation=row["allocation"],
+        launched_at=row["launched_at"],
+        launched_boottime_s=row["launched_boottime_s"],
+        boot_id=row["boot_id"],
+        outcome=Outcome(row["outcome"]) if row["outcome"] else None,
+        verdict=_verdict(row["verdict"]) if row["verdict"] else None,
+        final=bool(row["final"]),
+        finished=json.loads(row["finished"]) if row["finished"] else {},
+    )
+
+
+def _verdict(text: str) -> Verdict:
+    fields = json.loads(text)
+    fields["outcome"] = Outcome(fields["outcome"])
+    if fields["exit"] is not None:
+        fields["exit"] = Exit(**fields["exit"])
+    if fields["scores"] is not None:
+        fields["scores"] = {
+            score: {step: StepScore(**figures) for step, figures in steps.items()}
+            for score, steps in fields["scores"].items()
+        }
+    return Verdict(**fields)

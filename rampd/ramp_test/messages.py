@@ -1,0 +1,160 @@
+"""What a participant may see of a failure: a traceback or a sentence, never the rest of the log (it shows test scores)."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rampd.models import Exit
+
+_MAX_MESSAGE_BYTES = 64 * 1024
+_MAX_LOG_BYTES = 1 << 20
+"""How much of a log's end is searched for a traceback."""
+_BEGINNING = "Traceback (most recent call last):"
+
+# ECMA-48 control sequences and strings; every alternative is linear and bounded.
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)?|[@-Z\\-_])?")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def error_message(*, training_output: Path | None, log_path: Path | None, hide: Path | None = None) -> str:
+    """Return the participant's own traceback, or nothing.
+
+    Parameters
+    ----------
+    training_output
+        As ramp-test left it: a fold's error.txt comes first.
+    log_path
+        The run's log: else the last traceback in it.
+    hide
+        A folder of ours that the traceback may name (the private copy's); its name is left out.
+
+    Returns
+    -------
+    str
+        Without colours, NULs and other control characters, invalid bytes replaced; the last 64 KiB at most.
+    """
+    text = ""
+    if training_output is not None:
+        text = clean(_read_error_txt(training_output))
+    if not text.strip() and log_path is not None:
+        text = last_traceback(clean(_read_end(log_path, _MAX_LOG_BYTES)))
+    if hide is not None:
+        text = text.replace(f"{hide}/", "")
+    return _last_bytes(text.strip("\n"), _MAX_MESSAGE_BYTES)
+
+
+def _read_error_txt(training_output: Path) -> bytes:
+    try:
+        folds = sorted(name for name in os.listdir(training_output) if name.startswith("fold_"))
+    except OSError:
+        return b""
+    for fold in folds[:1000]:
+        text = _read_end(training_output / fold / "error.txt", _MAX_MESSAGE_BYTES * 4)
+        if text:
+            return text
+    return b""
+
+
+def _read_end(path: Path, size: int) -> bytes:
+    """Return the last `size` bytes of a regular file, or nothing."""
+    try:
+        # A link instead of the fold's folder must not lead outside either.
+        if path.parent.is_symlink():
+            return b""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - size))
+            return file.read(size)
+    except OSError:  # a folder, a device: nothing that ramp-test wrote
+        return b""
+
+
+def clean(raw: bytes) -> str:
+    """Return text without colours and control characters but newlines and tabs; invalid bytes are replaced."""
+    text = raw.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub("", _ESCAPE.sub("", text))
+
+
+def last_traceback(text: str) -> str:
+    """Return the last traceback in a log, chained ones whole, through its last line and nothing after it.
+
+    ramp-workflow prints an empty line between frames; a frame's lines are indented, so the first line that is not
+    is the exception itself, with what follows it until an empty line.
+    """
+    begin = text.rfind(_BEGINNING)
+    if begin < 0:
+        return ""
+    chain = _chained_beginning(text, begin)
+    lines = text[begin:].split("\n")
+    end = 1
+    while end < len(lines) and (not lines[end].strip() or lines[end][0] in " \t"):
+        end += 1
+    if end == len(lines):
+        return text[chain:].rstrip()
+    while end < len(lines) and lines[end].strip():
+        end += 1
+    return text[chain:begin] + "\n".join(lines[:end])
+
+
+_CHAINS = (
+    "During handling of the above exception, another exception occurred:",
+    "The above exception was the direct cause of the following exception:",
+)
+
+
+def _chained_beginning(text: str, begin: int) -> int:
+    """Follow a chain of exceptions back to where its first traceback begins."""
+    for _ in range(100):
+        before = text[:begin].rstrip()
+        if not before.endswith(_CHAINS):
+            break
+        earlier = text.rfind(_BEGINNING, 0, begin)
+        if earlier < 0:
+            break
+        begin = earlier
+    return begin
+
+
+def _last_bytes(text: str, size: int) -> str:
+    raw = text.encode("utf-8", "replace")
+    return text if len(raw) <= size else raw[-size:].decode("utf-8", "ignore")
+
+
+def explain_exit(ended: Exit, *, has_output: bool) -> str:
+    """Return a sentence for a participant whose submission ended without a traceback."""
+    if ended.signal == signal.SIGKILL:
+        return "The submission was killed (SIGKILL), most likely because it used more memory than there is."
+    if ended.signal is not None:
+        return f"The submission was ended by signal {ended.signal} ({_signal_name(ended.signal)})."
+    if ended.status == 0:
+        made = "an incomplete training_output" if has_output else "no training_output"
+        return (
+            f"ramp-test ended with status 0 but left {made}: the submission probably ended the process itself "
+            "(sys.exit or os._exit)."
+        )
+    return (
+        f"ramp-test ended with status {ended.status} and no traceback: the submission probably ended the process "
+        "itself (sys.exit or os._exit)."
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "a real-time signal"
+
+
+def timeout_message(timeout_s: float) -> str:
+    """Return the sentence that RAMP's participants know: the time as it stands in the config."""
+    return f"Worker killed due to timeout after {timeout_s:.15g}s."

@@ -1,0 +1,110 @@
+"""Looking into .npz files without numpy and without unpickling: a zip of .npy files with plain dtypes.
+
+The format: numpy/lib/format.py, "NPY format".
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import struct
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from rampd.errors import BadResultsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MAGIC = b"\x93NUMPY"
+_MAX_HEADER = 64 * 1024
+_MAX_MEMBERS = 1000
+_PLAIN_KINDS = frozenset("biufcmMSUV?")
+
+
+def check_npz(path: Path) -> None:
+    """Check that a file is a zip of .npy members whose headers say a plain dtype. Reads headers only.
+
+    Raises
+    ------
+    BadResultsError
+        It is something else: an object array (a pickle), a damaged or encrypted zip, a stray member.
+    """
+    name = path.name
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if not 0 < len(members) <= _MAX_MEMBERS:
+                raise BadResultsError(f"{name} has {len(members)} arrays.")
+            if len({member.filename for member in members}) != len(members):
+                raise BadResultsError(f"{name} has two arrays of one name.")
+            for member in members:
+                _check_member(archive, member, name)
+    except BadResultsError:
+        raise
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error) as error:
+        raise BadResultsError(f"{name} is no complete .npz file.") from error
+
+
+
+
+
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> None:
+    if not member.filename.endswith(".npy") or "/" in member.filename or member.flag_bits & 0x1:
+        raise BadResultsError(f"{name} has a member that is no array.")
+    with archive.open(member) as file:
+        header, header_size = _read_header(file, name)  # type: ignore[arg-type] # it reads like one
+    size = _itemsize(header["descr"], name) * math.prod(header["shape"])
+    if member.file_size != header_size + size:
+        raise BadResultsError(f"{name} has an array of another size than it says.")
+
+
+def _read_header(file: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
+    start = file.read(8)
+    if len(start) < 8 or start[:6] != _MAGIC or start[6] not in (1, 2, 3):  # noqa: PLR2004 -- magic and two bytes of version
+        raise BadResultsError(f"{name} has a member that is no array.")
+    width = "<H" if start[6] == 1 else "<I"
+    (length,) = struct.unpack(width, file.read(struct.calcsize(width)))
+    if length > _MAX_HEADER:
+        raise BadResultsError(f"{name} has an array with an oversized header.")
+    text = file.read(length).decode("utf-8" if start[6] == 3 else "latin1")  # noqa: PLR2004 -- version 3 is UTF-8
+    try:
+        header = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise BadResultsError(f"{name} has an array with a broken header.") from error
+    if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
+        raise BadResultsError(f"{name} has an array with a broken header.")
+    shape = header["shape"]
+    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+        raise BadResultsError(f"{name} has an array with a broken shape.")
+    return header, 8 + struct.calcsize(width) + length
+
+
+def _itemsize(descr: object, name: str, depth: int = 0) -> int:
+    """Return a plain dtype's size in bytes; an object dtype, which numpy would unpickle, is refused."""
+    if depth > 20:  # noqa: PLR2004 -- deeper than any real record
+        raise BadResultsError(f"{name} has an array of an unknown type.")
+    if isinstance(descr, str):
+        return _scalar_size(descr, name)
+    if isinstance(descr, list):
+        total = 0
+        for field in descr:
+            if not isinstance(field, tuple) or len(field) not in (2, 3):
+                raise BadResultsError(f"{name} has an array of an unknown type.")
+            shape = field[2] if len(field) == 3 else ()  # noqa: PLR2004 -- (name, type, shape)
+            if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
+                raise BadResultsError(f"{name} has an array of an unknown type.")
+            total += _itemsize(field[1], name, depth + 1) * math.prod(shape)
+        return total
+    raise BadResultsError(f"{name} has an array of an unknown type.")
+
+
+def _scalar_size(descr: str, name: str) -> int:
+    text = descr[1:] if descr[:1] in "<>|=" else descr
+    kind, digits = text[:1], text[1:].partition("[")[0]
+    if kind == "O":
+        raise BadResultsError(f"{name} holds Python objects (a pickle), which are never opened.")
+    if kind not in _PLAIN_KINDS or not digits.isdecimal() or len(digits) > 9:  # noqa: PLR2004 -- 1 GB an item
+        raise BadResultsError(f"{name} has an array of an unknown type.")
+    return int(digits) * (4 if kind == "U" else 1)

@@ -1,0 +1,206 @@
+"""Seeing that something happened in a folder: inotify on the loop's own descriptor, or polling where there is none.
+
+The one module that knows asyncinotify. A watch only says "look": what there is, a look tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import structlog
+from asyncinotify import Inotify, Mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncinotify import Event
+
+log = structlog.get_logger(logger="rampd.watch")
+
+# inotify sees only what this kernel does: another machine's writes to a shared file system pass it by (inotify(7)).
+_SHARED_FILE_SYSTEMS = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "prl_fs", "smb3", "smbfs",
+     "vboxsf", "virtiofs", "vmhgfs"}
+)  # fmt: skip
+_POLL_S = 1.0
+
+
+@dataclass(slots=True)
+class Changes:
+    """What happened in a folder since one asked last."""
+
+    moved_in: set[str] = field(default_factory=set)
+    """Names that arrived by a rename: complete at once."""
+    appeared: set[str] = field(default_factory=set)
+    """Names that were made in place, or changed."""
+    rescan: bool = False
+    """Something was missed, or the watch polls: look at everything."""
+
+
+class FolderWatch:
+    """Watches one folder, not what lies deeper. An async context manager.
+
+    Parameters
+    ----------
+    folder
+        May be missing, and may come and go.
+    poll
+        True to poll whatever the file system is; None to decide by it.
+    poll_interval_s
+        How often a polling watch says "look".
+    """
+
+    def __init__(self, folder: Path, *, poll: bool | None = None, poll_interval_s: float = _POLL_S) -> None:
+        self._folder = folder
+        self._poll = is_shared(folder) if poll is None else poll
+        self._interval_s = poll_interval_s
+        self._inotify: Inotify | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._found = Changes()
+        self._arrived = asyncio.Event()
+
+    @property
+    def is_polling(self) -> bool:
+        """Whether there is no inotify for this folder at the moment."""
+        return self._inotify is None
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait({self._reader})
+        self._end()
+
+    def _begin(self) -> None:
+        if self._poll or self._inotify is not None:
+            return
+        mask = Mask.CREATE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.DELETE_SELF | Mask.MOVE_SELF
+        self._inotify = _watching(self._folder, mask | Mask.ONLYDIR)
+        if self._inotify is not None:
+            self._reader = asyncio.create_task(self._read(self._inotify), name=f"watch {self._folder}")
+
+    def _end(self) -> None:
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
+
+    async def _read(self, inotify: Inotify) -> None:
+        """Gather events until the folder goes: what comes while nobody asks is one batch."""
+        while self._inotify is not None:
+            self._note(await inotify.get())
+            self._arrived.set()
+
+    async def changes(self) -> Changes:
+        """Return what happened, as soon as something has; a polling watch returns at every interval."""
+        self._begin()
+        if self._inotify is None and not self._arrived.is_set():
+            await asyncio.sleep(self._interval_s)
+            return Changes(rescan=True)
+        await self._arrived.wait()
+        self._arrived.clear()
+        found, self._found = self._found, Changes()
+        return found
+
+    def _note(self, event: Event) -> None:
+        mask, name = event.mask, event.name
+        if mask & (Mask.Q_OVERFLOW | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED | Mask.UNMOUNT):
+            self._found.rescan = True
+            if not mask & Mask.Q_OVERFLOW:
+                # The folder itself is gone: poll until it is there again.
+                self._end()
+        elif name is not None and mask & Mask.MOVED_TO:
+            self._found.moved_in.add(str(name))
+        elif name is not None:
+            self._found.appeared.add(str(name))
+
+
+class FileWatch:
+    """Waits for one file to be touched: `rampctl` does so after a request. An async context manager.
+
+    Parameters
+    ----------
+    path
+        Made if it is missing.
+    poll
+        As for `FolderWatch`.
+    """
+
+    def __init__(self, path: Path, *, poll: bool | None = None, poll_interval_s: float = _POLL_S) -> None:
+        self._path = path
+        self._poll = is_shared(path.parent) if poll is None else poll
+        self._interval_s = poll_interval_s
+        self._inotify: Inotify | None = None
+        self._seen = 0
+
+    async def __aenter__(self) -> Self:
+        with suppress(OSError):
+            self._path.touch()
+        if not self._poll:
+            # The folder is watched, not the file: one that is removed and made again is the same to us. Only this
+            # name counts: SQLite's files lie beside it.
+            self._inotify = _watching(self._path.parent, Mask.ATTRIB | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.CREATE)
+        self._seen = self._stamp()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._inotify is not None:
+            self._inotify.close()
+
+    async def touched(self) -> None:
+        """Return once the file was touched after the last call."""
+        while self._seen == (stamp := self._stamp()):
+            if self._inotify is None:
+                await asyncio.sleep(self._interval_s)
+            else:
+                await self._inotify.get()
+        self._seen = stamp
+
+    def _stamp(self) -> int:
+        try:
+            return self._path.stat().st_ctime_ns
+        except OSError:
+            return 0
+
+
+def _watching(folder: Path, mask: Mask) -> Inotify | None:
+    """Return an inotify that watches `folder`, or None where it is missing or inotify has no more to give."""
+    try:
+        inotify = Inotify(cache_size=100)
+    except OSError as error:
+        log.warning("watch.polling", path=str(folder), error=f"{error.strerror}: raise fs.inotify.max_user_instances")
+        return None
+    try:
+        inotify.add_watch(folder, mask)
+    except FileNotFoundError:
+        inotify.close()
+        return None
+    except OSError as error:
+        inotify.close()
+        log.warning("watch.polling", path=str(folder), error=f"{error.strerror}: raise fs.inotify.max_user_watches")
+        return None
+    return inotify
+
+
+def is_shared(folder: Path, *, mounts: Callable[[], str] | None = None) -> bool:
+    """Say whether other machines may write to a folder's file system, by the kernel's table of mounts (proc(5))."""
+    read = mounts or (lambda: Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+    try:
+        table = read()
+    except OSError:
+        return False
+    path = str(folder.absolute())
+    best, kind = "", ""
+    for line in table.splitlines():
+        fields, _, rest = line.partition(" - ")
+        mount_point = fields.split()[4].replace("\\040", " ")
+        below = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
+        if below and len(mount_point) >= len(best):
+            best, kind = mount_point, rest.split()[0]
+    return kind in _SHARED_FILE_SYSTEMS or kind.startswith("fuse.")
