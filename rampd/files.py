@@ -31,10 +31,15 @@ class UnsafeTreeError(Exception):
 
 
 @dataclass(slots=True)
-class _Bounds:
+class _Copying:
+    """How one tree is copied, and what is left of its bounds."""
+
     bytes_left: int
     files_left: int
     limits: str
+    owner: tuple[int, int] | None
+    skip: frozenset[str]
+    keep_links: bool
 
     def take(self, name: str, size: int) -> None:
         self.files_left -= 1
@@ -51,6 +56,7 @@ def copy_tree(
     max_files: int,
     owner: tuple[int, int] | None = None,
     skip: frozenset[str] = frozenset(),
+    keep_links: bool = False,
 ) -> None:
     """Copy regular files and folders, and nothing else, to a folder that does not exist yet.
 
@@ -67,6 +73,8 @@ def copy_tree(
         uid and gid that the copy gets; None for this process's own.
     skip
         Names that are left out at the top.
+    keep_links
+        Make links that stay inside the tree again, instead of refusing them.
 
     Raises
     ------
@@ -75,48 +83,73 @@ def copy_tree(
     ResultsError
         The destination cannot be written.
     """
-    bounds = _Bounds(max_bytes, max_files, f"{max_bytes} bytes in {max_files} files")
+    limits = f"{max_bytes} bytes in {max_files} files"
+    copying = _Copying(max_bytes, max_files, limits, owner, skip, keep_links)
     try:
         folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise UnsafeTreeError(f"{source.name!r} is no folder that can be read ({error.strerror})") from error
     try:
-        _copy_folder(folder, destination, bounds, owner, skip, depth=0)
+        _copy_folder(folder, destination, copying, depth=0)
     finally:
         os.close(folder)
 
 
-def _copy_folder(
-    folder: int, destination: Path, bounds: _Bounds, owner: tuple[int, int] | None, skip: frozenset[str], depth: int
-) -> None:
+def _copy_folder(folder: int, destination: Path, copying: _Copying, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise UnsafeTreeError(f"its folders are nested deeper than {_MAX_DEPTH}")
     with _writing(destination):
         destination.mkdir(mode=0o755)
     for name in _names(folder):
-        if name in skip:
+        if depth == 0 and name in copying.skip:
             continue
         try:
             info = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             raise UnsafeTreeError(f"{name!r} went away while it was copied") from None
         if stat.S_ISDIR(info.st_mode):
-            bounds.take(name, 0)
+            copying.take(name, 0)
             inner = _open(name, folder, os.O_DIRECTORY)
             try:
-                _copy_folder(inner, destination / name, bounds, owner, frozenset(), depth + 1)
+                _copy_folder(inner, destination / name, copying, depth + 1)
             finally:
                 os.close(inner)
         elif stat.S_ISREG(info.st_mode):
             if info.st_nlink > 1:
                 raise UnsafeTreeError(f"{name!r} has several hard links")
-            bounds.take(name, info.st_size)
-            _copy_file(folder, name, destination / name, info, owner)
+            copying.take(name, info.st_size)
+            _copy_file(folder, name, destination / name, info, copying.owner)
+        elif stat.S_ISLNK(info.st_mode) and copying.keep_links:
+            copying.take(name, 0)
+            _copy_link(folder, name, destination / name, depth)
         else:
             raise UnsafeTreeError(f"{name!r} is {_kind(info.st_mode)}")
-    if owner is not None:
+    if copying.owner is not None:
         with _writing(destination):
-            os.chown(destination, *owner)
+            os.chown(destination, *copying.owner)
+
+
+def _copy_link(folder: int, name: str, target: Path, depth: int) -> None:
+    points_to = os.readlink(name, dir_fd=folder)
+    if not stays_inside(points_to, depth):
+        raise UnsafeTreeError(f"{name!r} is a link that leaves the folder")
+    with _writing(target):
+        target.symlink_to(points_to)
+
+
+def stays_inside(points_to: str, depth: int) -> bool:
+    """Say whether a link that lies `depth` folders below a tree's top stays in the tree, whatever else is in it.
+
+    Going up is safe only at the beginning, where the folders are known to be real: `a/..` leaves the tree where `a`
+    is a link itself.
+    """
+    if points_to.startswith("/"):
+        return False
+    parts = [part for part in points_to.split("/") if part not in ("", ".")]
+    ups = 0
+    while ups < len(parts) and parts[ups] == "..":
+        ups += 1
+    return ups <= depth and ".." not in parts[ups:]
 
 
 def _names(folder: int) -> Iterator[str]:
@@ -193,7 +226,8 @@ def copy_submission(
 ) -> None:
     """Make an attempt's private copy of a submission.
 
-    A `training_output` at its top is left out: one that a participant sent along must never count as a result.
+    A `training_output` at its top is left out: one that a participant sent along must never count as a result. Links
+    that stay inside the submission are kept.
     """
     copy_tree(
         source,
@@ -202,6 +236,7 @@ def copy_submission(
         max_files=max_files,
         owner=owner,
         skip=frozenset({"training_output", "__pycache__"}),
+        keep_links=True,
     )
 
 

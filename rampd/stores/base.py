@@ -27,9 +27,12 @@ class SubmissionStore(ABC):
     ----------
     changed
         Set whenever something may have become claimable, or may have gone; the dispatcher clears it before it looks.
+    scanned
+        Set once `watch` has looked at everything for the first time.
     """
 
     changed: asyncio.Event
+    scanned: asyncio.Event
 
     @abstractmethod
     async def open(self, stack: AsyncExitStack) -> None:

@@ -1,0 +1,289 @@
+"""Finding submissions as they arrive: complete at once where a rename brings them, else once they have settled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from rampd import clock
+from rampd.errors import StoreError, SubmissionRefusedError
+from rampd.states import SubmissionState
+from rampd.stores.folders import Seen, check_name, is_ignored, look, printable
+from rampd.watch import FolderWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+log = structlog.get_logger(logger="rampd.stores.arrivals")
+
+_BATCH = 200
+"""So many folders are looked at and registered between two breaths of the loop."""
+_CHANGE_CHECKS = 200
+"""So many ended submissions are looked at for changes in one rescan."""
+_STALE_S = 60.0
+"""A folder that has not settled for so long is left to the rescans."""
+_STORE_RETRY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A submission that is complete."""
+
+    name: str
+    fingerprint: str
+    newest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Something in submissions_dir that is no submission."""
+
+    name: str
+    shown: str
+    """The name as it can be logged."""
+    stamp: str
+    """Changes when the thing does: a changed one is looked at, and rejected, again."""
+    reason: str
+    message: str
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A folder that was seen and is not taken yet."""
+
+    fingerprint: str
+    unchanged_since: float
+    """time.monotonic()"""
+    has_file: bool
+    due: float
+    """time.monotonic()"""
+
+
+class Registry(Protocol):
+    """What the store lets `Arrivals` write; see `DirectoryStore`."""
+
+    changed: asyncio.Event
+    scanned: asyncio.Event
+
+    async def adopt(self) -> None: ...  # noqa: D102
+    async def known(self) -> dict[str, tuple[int, SubmissionState, str]]: ...  # noqa: D102
+    async def register(self, arrivals: Sequence[Arrival]) -> set[str]: ...  # noqa: D102
+    async def forget(self, submission_id: int, name: str) -> None: ...  # noqa: D102
+    async def note_change(self, submission_id: int, name: str, state: SubmissionState, fingerprint: str) -> None: ...  # noqa: D102
+    async def rejections(self) -> dict[str, str]: ...  # noqa: D102
+    async def reject(self, rejections: Sequence[Rejection]) -> None: ...  # noqa: D102
+    async def unreject(self, names: Iterable[str]) -> None: ...  # noqa: D102
+
+
+class Arrivals:
+    """Looks at submissions_dir, when told by the kernel and every `rescan_interval_s`."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        submissions_dir: Path,
+        *,
+        sandbox_dir: str,
+        settle_time_s: float,
+        rescan_interval_s: float,
+        poll: bool | None,
+    ) -> None:
+        self._registry = registry
+        self._submissions_dir = submissions_dir
+        self._sandbox_dir = sandbox_dir
+        self._settle_time_s = settle_time_s
+        self._rescan_interval_s = rescan_interval_s
+        self._poll = poll
+        self._pending: dict[str, _Pending] = {}
+        self._rejected: dict[str, str] | None = None
+        self._change_cursor = ""
+
+    @property
+    def settling(self) -> int:
+        """How many folders with files in them were seen that are not taken yet."""
+        return sum(pending.has_file for pending in self._pending.values())
+
+    async def watch(self) -> None:
+        """Look for ever. Trouble with the database or the folder delays, and never ends, this."""
+        async with FolderWatch(self._submissions_dir, poll=self._poll) as folder:
+            next_scan = 0.0
+            while True:
+                try:
+                    if time.monotonic() >= next_scan:
+                        next_scan = time.monotonic() + self._rescan_interval_s
+                        await self.scan()
+                        self._registry.scanned.set()
+                    moved_in: set[str] = set()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._until_next_look_s(next_scan)):
+                            changes = await folder.changes()
+                            moved_in = changes.moved_in
+                            self._note_appeared(changes.appeared)
+                            if changes.rescan:
+                                next_scan = 0.0
+                    await self._take(moved_in, complete=True)
+                    await self._take(self._due(), complete=False)
+                except (StoreError, OSError) as error:
+                    log.error("store.unavailable", error=str(error), delay_s=_STORE_RETRY_S)  # noqa: TRY400 -- the sentence says it all
+                    await asyncio.sleep(_STORE_RETRY_S)
+                    next_scan = 0.0
+
+    def _until_next_look_s(self, next_scan: float) -> float:
+        dues = [next_scan, *(pending.due for pending in self._pending.values())]
+        return max(0.0, min(dues) - time.monotonic())
+
+    def _due(self) -> set[str]:
+        now = time.monotonic()
+        return {name for name, pending in self._pending.items() if pending.due <= now}
+
+    def _note_appeared(self, names: Iterable[str]) -> None:
+        """Look soon at what was made in place, or went."""
+        now = time.monotonic()
+        for name in names:
+            if not is_ignored(name):
+                self._pending.setdefault(name, _Pending("", now, has_file=False, due=now))
+
+    async def scan(self) -> None:
+        """Look at everything once: new names, ended ones that changed, waiting ones that went."""
+        await self._registry.adopt()
+        names = await asyncio.to_thread(self._list_names)
+        known = await self._registry.known()
+        await self._forget_gone(names, known)
+        unknown = names - known.keys()
+        await self._take(unknown, complete=False)
+        await self._check_for_changes(names, known)
+        for name in [name for name in self._pending if name not in names]:
+            del self._pending[name]
+
+    def _list_names(self) -> set[str]:
+        try:
+            with os.scandir(self._submissions_dir) as entries:
+                return {entry.name for entry in entries if not is_ignored(entry.name)}
+        except FileNotFoundError:
+            self._submissions_dir.mkdir(parents=True, exist_ok=True)
+            return set()
+
+    async def _forget_gone(self, names: set[str], known: dict[str, tuple[int, SubmissionState, str]]) -> None:
+        for name, (submission_id, state, _) in known.items():
+            if state is SubmissionState.NEW and name not in names:
+                await self._registry.forget(submission_id, name)
+        rejected = await self._rejections()
+        shown = {printable(name) for name in names}
+        gone = [name for name in rejected if name not in shown]
+        if gone:
+            await self._registry.unreject(gone)
+            for name in gone:
+                del rejected[name]
+
+    async def _rejections(self) -> dict[str, str]:
+        if self._rejected is None:
+            self._rejected = await self._registry.rejections()
+        return self._rejected
+
+    async def _take(self, names: set[str], *, complete: bool) -> None:
+        """Look at names, and register those that are complete submissions, oldest first."""
+        ordered = sorted(names)
+        for start in range(0, len(ordered), _BATCH):
+            batch = ordered[start : start + _BATCH]
+            rejected = await self._rejections()
+            looks = await asyncio.to_thread(self._look_at, batch, rejected)
+            arrivals: list[Arrival] = []
+            rejections: list[Rejection] = []
+            for name, found in looks:
+                match found:
+                    case Seen():
+                        if self._is_settled(name, found, complete=complete):
+                            arrivals.append(Arrival(name, found.fingerprint, found.newest))
+                    case Rejection():
+                        self._pending.pop(name, None)
+                        rejections.append(found)
+                    case None:
+                        self._pending.pop(name, None)
+            if rejections:
+                await self._registry.reject(rejections)
+                rejected.update((one.shown, one.stamp) for one in rejections)
+            if arrivals:
+                arrivals.sort(key=lambda arrival: (arrival.newest, arrival.name))
+                known_before = await self._registry.register(arrivals)
+                await self._note_replaced([one for one in arrivals if one.name in known_before])
+                for arrival in arrivals:
+                    self._pending.pop(arrival.name, None)
+
+    def _look_at(self, names: Sequence[str], rejected: dict[str, str]) -> list[tuple[str, Seen | Rejection | None]]:
+        """Look at names. Blocking. None: nothing to say of it, now or again."""
+        return [(name, self._look_at_one(name, rejected)) for name in names]
+
+    def _look_at_one(self, name: str, rejected: dict[str, str]) -> Seen | Rejection | None:
+        path = self._submissions_dir / name
+        if is_ignored(name):
+            return None
+        try:
+            try:
+                check_name(name)
+                if name == self._sandbox_dir:
+                    raise SubmissionRefusedError("sandbox", "the sandbox is never run")
+                return look(path)
+            except SubmissionRefusedError as refusal:
+                shown = printable(name)
+                info = path.lstat()
+                # The sandbox is rejected once and for all, however often it is edited.
+                stamp = refusal.reason if refusal.reason == "sandbox" else f"{info.st_ino}:{info.st_ctime_ns}"
+                if rejected.get(shown) == stamp:
+                    return None
+                return Rejection(name, shown, stamp, refusal.reason, str(refusal))
+        except OSError:
+            return None  # gone meanwhile, or not readable yet: the rescan comes back to it
+
+    def _is_settled(self, name: str, seen: Seen, *, complete: bool) -> bool:
+        """Say whether a folder is complete; if not, when to look again."""
+        now = time.monotonic()
+        if not seen.has_file:
+            complete = False
+        elif complete:
+            return True
+        age_s = clock.wall() - seen.newest
+        if seen.has_file and age_s >= self._settle_time_s:
+            return True
+        pending = self._pending.get(name)
+        if pending is None or pending.fingerprint != seen.fingerprint:
+            pending = _Pending(seen.fingerprint, now, has_file=seen.has_file, due=now)
+            self._pending[name] = pending
+        unchanged_s = now - pending.unchanged_since
+        # A clock that runs ahead (a network file system's) would keep a folder young for ever: then watching decides.
+        if seen.has_file and age_s < 0 and unchanged_s >= self._settle_time_s:
+            return True
+        if unchanged_s > _STALE_S:
+            del self._pending[name]
+            return False
+        left_s = self._settle_time_s - (max(0.0, age_s) if seen.has_file else 0.0)
+        pending.due = now + min(max(left_s, 0.005), max(self._settle_time_s, 0.005))
+        return False
+
+    async def _note_replaced(self, arrivals: Sequence[Arrival]) -> None:
+        """Say of what was renamed over an ended submission that it changed."""
+        known = await self._registry.known() if arrivals else {}
+        for arrival in arrivals:
+            submission_id, state, fingerprint = known[arrival.name]
+            if state.is_final and fingerprint != arrival.fingerprint:
+                await self._registry.note_change(submission_id, arrival.name, state, arrival.fingerprint)
+
+    async def _check_for_changes(self, names: set[str], known: dict[str, tuple[int, SubmissionState, str]]) -> None:
+        """Look at some of the ended submissions; the next rescan looks at the next ones."""
+        ended = sorted(name for name, (_, state, _) in known.items() if state.is_final and name in names)
+        if not ended:
+            return
+        later = [name for name in ended if name > self._change_cursor]
+        chosen = (later + ended[: len(ended) - len(later)])[:_CHANGE_CHECKS]
+        self._change_cursor = chosen[-1] if len(chosen) < len(ended) else ""
+        looks = await asyncio.to_thread(self._look_at, chosen, {})
+        for name, found in looks:
+            submission_id, state, fingerprint = known[name]
+            if isinstance(found, Seen) and found.fingerprint != fingerprint:
+                await self._registry.note_change(submission_id, name, state, found.fingerprint)

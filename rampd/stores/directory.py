@@ -1,0 +1,410 @@
+"""The embedded store: submissions are folders, their states and scores are rows of an SQLite file.
+
+`DirectoryStore` keeps the rows; `rampd.stores.arrivals` finds the folders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from rampd import clock
+from rampd.database import Database
+from rampd.errors import StoreError, UnknownSubmissionError
+from rampd.models import StepScore, Submission
+from rampd.states import TRANSITIONS, SubmissionState
+from rampd.stores.adoption import Adoption, find_adoption
+from rampd.stores.arrivals import Arrivals
+from rampd.stores.base import SubmissionStore
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from contextlib import AsyncExitStack
+    from pathlib import Path
+
+    from rampd.models import Scores
+    from rampd.stores.arrivals import Arrival, Rejection
+
+log = structlog.get_logger(logger="rampd.stores.directory")
+
+# `mean`, `std` and `bagged` have no type: SQLite would make NULL of a NaN, so it is kept as text.
+# The triggers keep every transition with its time, whichever code path makes it.
+_SCHEMA = """
+CREATE TABLE submissions (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL,
+    queued_at REAL NOT NULL,
+    place INTEGER NOT NULL,
+    state_at REAL NOT NULL,
+    error_msg TEXT NOT NULL DEFAULT '',
+    fingerprint TEXT NOT NULL
+);
+CREATE INDEX places ON submissions (place);
+CREATE INDEX waiting ON submissions (place) WHERE state = 'new';
+CREATE TABLE transitions (submission_id INTEGER NOT NULL, state TEXT NOT NULL, at REAL NOT NULL);
+CREATE INDEX transitions_of ON transitions (submission_id);
+CREATE TRIGGER first_state AFTER INSERT ON submissions BEGIN
+    INSERT INTO transitions VALUES (new.id, new.state, new.state_at);
+END;
+CREATE TRIGGER next_state AFTER UPDATE OF state ON submissions WHEN new.state <> old.state BEGIN
+    INSERT INTO transitions VALUES (new.id, new.state, new.state_at);
+END;
+CREATE TABLE scores (
+    submission_id INTEGER NOT NULL, score TEXT NOT NULL, step TEXT NOT NULL, mean, std, bagged,
+    PRIMARY KEY (submission_id, score, step)
+);
+CREATE TABLE rejections (name TEXT PRIMARY KEY, stamp TEXT NOT NULL);
+CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)
+"""
+
+
+class DirectoryStore(SubmissionStore):
+    """Submissions of one event, as folders.
+
+    Parameters
+    ----------
+    path
+        The SQLite file; its folder must exist.
+    submissions_dir
+        Where submissions arrive; never written to.
+    predictions_dir, logs_dir
+        Looked at once, at the very first start: an event that was served before is adopted.
+    sandbox_dir
+        The name that is never run.
+    settle_time_s
+        For how long a folder that was not renamed into place must not have changed.
+    rescan_interval_s
+        How often everything is looked at although nothing was heard of.
+    read_scores
+        Reads the scores of predictions that are adopted.
+    poll
+        Poll instead of inotify; None to decide by the file system.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        submissions_dir: Path,
+        predictions_dir: Path,
+        logs_dir: Path,
+        sandbox_dir: str = "starting_kit",
+        settle_time_s: float = 1.0,
+        rescan_interval_s: float = 10.0,
+        read_scores: Callable[[Path], Scores] | None = None,
+        poll: bool | None = None,
+    ) -> None:
+        self.changed = asyncio.Event()
+        self.scanned = asyncio.Event()
+        self._database = Database(path, schema=_SCHEMA)
+        self._submissions_dir = submissions_dir
+        self._adoption_from = (submissions_dir, predictions_dir, logs_dir, sandbox_dir, read_scores)
+        self._arrivals = Arrivals(
+            self,
+            submissions_dir,
+            sandbox_dir=sandbox_dir,
+            settle_time_s=settle_time_s,
+            rescan_interval_s=rescan_interval_s,
+            poll=poll,
+        )
+
+    async def open(self, stack: AsyncExitStack, *, create: bool = True) -> None:
+        """Open the database; see `SubmissionStore.open`."""
+        await self._database.open(stack, create=create)
+
+    async def watch(self) -> None:
+        """Find submissions as they arrive; see `SubmissionStore.watch`."""
+        await self._arrivals.watch()
+
+    async def scan(self) -> None:
+        """Look once; see `SubmissionStore.scan`."""
+        await self._arrivals.scan()
+
+    @property
+    def settling(self) -> int:
+        """How many folders were seen that are not taken yet."""
+        return self._arrivals.settling
+
+    def submission_dir(self, submission: Submission) -> Path:
+        """Return the folder that the participant sent."""
+        return self._submissions_dir / submission.name
+
+    async def preview_adoption(self) -> Adoption | None:
+        """Return what a first start would take over, without doing it; None where there is nothing to adopt."""
+        if await self._is_adopted():
+            return None
+        return await asyncio.to_thread(find_adoption, *self._adoption_from)
+
+    async def _is_adopted(self) -> bool:
+        return bool(await self._database.fetch("SELECT 1 FROM facts WHERE key = 'adopted'"))
+
+    async def adopt(self) -> None:
+        """Take over what another dispatcher left, at the very first start: all of it in one transaction, or nothing."""
+        if await self._is_adopted():
+            return
+        adoption = await asyncio.to_thread(find_adoption, *self._adoption_from)
+        now = clock.wall()
+        async with self._database.transaction() as transaction:
+            if adoption is not None:
+                for place, found in enumerate(adoption.finished, start=1):
+                    (row,) = await transaction.fetch(
+                        """
+                        INSERT INTO submissions (name, state, queued_at, place, state_at, fingerprint)
+                        VALUES (?, ?, ?, ?, ?, ?) RETURNING id
+                        """,
+                        (found.name, found.state, found.finished_at, place, found.finished_at, found.fingerprint),
+                    )
+                    await transaction.run_many(
+                        "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", _score_rows(row["id"], found.scores)
+                    )
+            await transaction.fetch("INSERT INTO facts VALUES ('adopted', ?)", (str(now),))
+        if adoption is not None:
+            log.info(
+                "event.adopted", scored=adoption.scored, training_error=adoption.training_error, new=adoption.new
+            )
+
+    # What `Arrivals` writes.
+
+    async def known(self) -> dict[str, tuple[int, SubmissionState, str]]:
+        """Return id, state and fingerprint of every submission, by name."""
+        rows = await self._database.fetch("SELECT name, id, state, fingerprint FROM submissions")
+        return {row["name"]: (row["id"], SubmissionState(row["state"]), row["fingerprint"]) for row in rows}
+
+    async def register(self, arrivals: Sequence[Arrival]) -> set[str]:
+        """Put new submissions into the queue, in the order given; return the names that were known already."""
+        now = clock.wall()
+        added: list[tuple[int, str]] = []
+        async with self._database.transaction() as transaction:
+            (waiting,) = await transaction.fetch("SELECT count(*) AS n FROM submissions WHERE state = 'new'")
+            for arrival in arrivals:
+                rows = await transaction.fetch(
+                    """
+                    INSERT INTO submissions (name, state, queued_at, place, state_at, fingerprint)
+                    SELECT ?, 'new', ?, coalesce(max(place), 0) + 1, ?, ? FROM submissions WHERE true
+                    ON CONFLICT DO NOTHING RETURNING id
+                    """,
+                    (arrival.name, now, now, arrival.fingerprint),
+                )
+                added += [(row["id"], arrival.name) for row in rows]
+        for position, (submission_id, name) in enumerate(added, start=waiting["n"] + 1):
+            bound = log.bind(submission=name, submission_id=submission_id)
+            bound.info("submission.detected")
+            bound.info("submission.queued", position=position)
+        if added:
+            self.changed.set()
+        return {arrival.name for arrival in arrivals} - {name for _, name in added}
+
+    async def forget(self, submission_id: int, name: str) -> None:
+        """Drop a submission whose folder went before it was run."""
+        rows = await self._database.fetch(
+            "DELETE FROM submissions WHERE id = ? AND state IN ('new', 'sent_to_training') RETURNING id",
+            (submission_id,),
+        )
+        if rows:
+            log.info("submission.forgotten", submission=name, submission_id=submission_id)
+            self.changed.set()
+
+    async def note_change(self, submission_id: int, name: str, state: SubmissionState, fingerprint: str) -> None:
+        """Say once that a folder changed after its end."""
+        await self._database.run(
+            "UPDATE submissions SET fingerprint = ? WHERE id = ?", (fingerprint, submission_id)
+        )
+        log.info("submission.changed", submission=name, submission_id=submission_id, state=state)
+
+    async def rejections(self) -> dict[str, str]:
+        """Return the stamps of what was rejected, by printable name."""
+        return {row["name"]: row["stamp"] for row in await self._database.fetch("SELECT * FROM rejections")}
+
+    async def reject(self, rejections: Sequence[Rejection]) -> None:
+        """Say once of each thing that it is no submission."""
+        async with self._database.transaction() as transaction:
+            await transaction.run_many(
+                "INSERT OR REPLACE INTO rejections VALUES (?, ?)", [(one.shown, one.stamp) for one in rejections]
+            )
+        for one in rejections:
+            log.warning("submission.rejected", name=one.shown, reason=one.reason, message=one.message)
+
+    async def unreject(self, names: Iterable[str]) -> None:
+        """Forget rejected things that are gone."""
+        await self._database.run(
+            "DELETE FROM rejections WHERE name IN (SELECT value FROM json_each(?))", (json.dumps(list(names)),)
+        )
+
+    # The contract.
+
+    async def claim(self, skip: Collection[int] = ()) -> Submission | None:
+        """Take the oldest waiting submission; see `SubmissionStore.claim`."""
+        while True:
+            rows = await self._database.fetch(
+                """
+                UPDATE submissions SET state = 'sent_to_training', state_at = ? WHERE id = (
+                    SELECT id FROM submissions
+                    WHERE state = 'new' AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY place LIMIT 1
+                ) RETURNING *
+                """,
+                (clock.wall(), json.dumps(list(skip))),
+            )
+            if not rows:
+                return None
+            submission = _submission(rows[0])
+            if self.submission_dir(submission).is_dir():
+                return submission
+            await self.forget(submission.id, submission.name)
+
+    async def release(self, submission_id: int) -> None:
+        """Put back; see `SubmissionStore.release`."""
+        await self._move(submission_id, SubmissionState.NEW)
+        self.changed.set()
+
+    async def release_unheld(self, held: Collection[int]) -> Sequence[Submission]:
+        """Put back what nobody holds; see `SubmissionStore.release_unheld`."""
+        rows = await self._database.fetch(
+            """
+            UPDATE submissions SET state = 'new', state_at = ?
+            WHERE state IN ('sent_to_training', 'training') AND id NOT IN (SELECT value FROM json_each(?))
+            RETURNING *
+            """,
+            (clock.wall(), json.dumps(list(held))),
+        )
+        self.changed.set()
+        return [_submission(row) for row in rows]
+
+    async def set_training(self, submission_id: int) -> None:
+        """Say `training`."""
+        await self._move(submission_id, SubmissionState.TRAINING)
+
+    async def set_tested(self, submission_id: int) -> None:
+        """Say `tested`."""
+        await self._move(submission_id, SubmissionState.TESTED)
+
+    async def set_scored(self, submission_id: int, scores: Scores) -> None:
+        """Keep scores and say `scored`, at once."""
+        async with self._database.transaction() as transaction:
+            await transaction.fetch("DELETE FROM scores WHERE submission_id = ?", (submission_id,))
+            await transaction.run_many(
+                "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", _score_rows(submission_id, scores)
+            )
+            await transaction.fetch(
+                "UPDATE submissions SET state = 'scored', state_at = ?, error_msg = '' WHERE id = ? AND state = 'tested'",
+                (clock.wall(), submission_id),
+            )
+        await self._expect(submission_id, SubmissionState.SCORED)
+
+    async def set_failed(self, submission_id: int, state: SubmissionState, error_msg: str) -> None:
+        """Say that it failed, and why; drops older scores."""
+        await self._move(submission_id, state, error_msg)
+        await self._database.run("DELETE FROM scores WHERE submission_id = ?", (submission_id,))
+
+    async def requeue(self, submission_id: int) -> None:
+        """Put a submission that has ended at the end of the queue."""
+        rows = await self._database.fetch(
+            """
+            UPDATE submissions SET state = 'new', state_at = :now, queued_at = :now, error_msg = '',
+                place = (SELECT max(place) + 1 FROM submissions)
+            WHERE id = :id AND state IN ('scored', 'training_error', 'checking_error') RETURNING name
+            """,
+            {"now": clock.wall(), "id": submission_id},
+        )
+        if not rows:
+            await self._expect(submission_id, SubmissionState.NEW)
+        self.changed.set()
+
+    async def _move(self, submission_id: int, state: SubmissionState, error_msg: str = "") -> None:
+        """Make one transition; one that was made already is left as it is."""
+        before = [old for old, new in TRANSITIONS.items() if state in new and not old.is_final]
+        rows = await self._database.fetch(
+            """
+            UPDATE submissions SET state = ?, state_at = ?, error_msg = ?
+            WHERE id = ? AND state IN (SELECT value FROM json_each(?)) RETURNING id
+            """,
+            (state, clock.wall(), error_msg, submission_id, json.dumps(before)),
+        )
+        if not rows:
+            await self._expect(submission_id, state)
+
+    async def _expect(self, submission_id: int, state: SubmissionState) -> None:
+        rows = await self._database.fetch("SELECT state FROM submissions WHERE id = ?", (submission_id,))
+        # A row that is gone was forgotten with its folder: there is nobody left to tell.
+        if rows and rows[0]["state"] != state:
+            raise StoreError(f"submission {submission_id} is {rows[0]['state']} and cannot become {state}")
+
+    async def get(self, name: str) -> Submission:
+        """Return one submission; see `SubmissionStore.get`."""
+        try:
+            rows = await self._database.fetch("SELECT * FROM submissions WHERE name = ?", (name,))
+        except UnicodeEncodeError:
+            rows = []
+        if rows:
+            return _submission(rows[0])
+        names = [row["name"] for row in await self._database.fetch("SELECT name FROM submissions")]
+        raise UnknownSubmissionError(name, difflib.get_close_matches(name, names, n=3))
+
+    async def list(self, states: Collection[SubmissionState] | None = None) -> Sequence[Submission]:
+        """Return submissions; see `SubmissionStore.list`."""
+        wanted = json.dumps(list(SubmissionState if states is None else states))
+        rows = await self._database.fetch(
+            """
+            SELECT * FROM submissions WHERE state IN (SELECT value FROM json_each(?))
+            ORDER BY state = 'new', CASE state WHEN 'new' THEN place ELSE id END
+            """,
+            (wanted,),
+        )
+        return [_submission(row) for row in rows]
+
+    async def counts(self) -> Mapping[SubmissionState, int]:
+        """Return how many submissions are in each state."""
+        rows = await self._database.fetch("SELECT state, count(*) AS n FROM submissions GROUP BY state")
+        found = {row["state"]: row["n"] for row in rows}
+        return {state: found.get(state, 0) for state in SubmissionState}
+
+    async def history(self, submission_id: int) -> Sequence[tuple[SubmissionState, float]]:
+        """Return every transition with its time."""
+        rows = await self._database.fetch(
+            "SELECT state, at FROM transitions WHERE submission_id = ? ORDER BY rowid", (submission_id,)
+        )
+        return [(SubmissionState(row["state"]), row["at"]) for row in rows]
+
+    async def scores(self) -> Mapping[int, Scores]:
+        """Return the scores of every scored submission."""
+        rows = await self._database.fetch(
+            """
+            SELECT scores.* FROM scores JOIN submissions ON submissions.id = submission_id
+            WHERE state = 'scored' ORDER BY scores.rowid
+            """
+        )
+        found: dict[int, dict[str, dict[str, StepScore]]] = {}
+        for row in rows:
+            bagged = None if row["bagged"] is None else float(row["bagged"])
+            steps = found.setdefault(row["submission_id"], {}).setdefault(row["score"], {})
+            steps[row["step"]] = StepScore(float(row["mean"]), float(row["std"]), bagged)
+        return found
+
+
+def _submission(row: sqlite3.Row) -> Submission:
+    return Submission(
+        id=row["id"],
+        name=row["name"],
+        state=SubmissionState(row["state"]),
+        queued_at=row["queued_at"],
+        state_at=row["state_at"],
+        error_msg=row["error_msg"],
+    )
+
+
+def _score_rows(submission_id: int, scores: Scores) -> list[tuple[Any, ...]]:
+    return [
+        (submission_id, score, step, _kept(figures.mean), _kept(figures.std), _kept(figures.bagged))
+        for score, steps in scores.items()
+        for step, figures in steps.items()
+    ]
+
+
+def _kept(value: float | None) -> float | str | None:
+    return "nan" if value is not None and math.isnan(value) else value

@@ -1,0 +1,68 @@
+"""Handing a submission in: copied to a hidden place first, then renamed, so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from rampd.errors import RampdError, StoreError, SubmissionRefusedError
+from rampd.files import UnsafeTreeError, copy_tree, remove_tree, swap_into_place
+from rampd.stores.folders import check_name, look
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MAX_BYTES = 1 << 30
+_MAX_FILES = 10_000
+
+
+class AlreadySubmittedError(RampdError):
+    """There is a submission of that name already."""
+
+
+def stage_submission(source: Path, submissions_dir: Path, name: str, *, replace: bool = False) -> None:
+    """Put a copy of `source` at `submissions_dir/name`, by one rename. Blocking.
+
+    Raises
+    ------
+    AlreadySubmittedError
+        There is one of that name, and `replace` was not asked for.
+    SubmissionRefusedError
+        The folder, or the name, is no submission's.
+    StoreError
+        submissions_dir cannot be written.
+    """
+    check_name(name)
+    try:
+        seen = look(source)
+    except FileNotFoundError:
+        raise SubmissionRefusedError("missing", "there is no such folder") from None
+    if not seen.has_file:
+        raise SubmissionRefusedError("empty", "the folder has no file in it")
+    final = submissions_dir / name
+    if os.path.lexists(final) and not replace:
+        raise AlreadySubmittedError(f"there is a submission named {name!r} already; --replace replaces it")
+    staging = submissions_dir / f".submit-{secrets.token_hex(6)}"
+    try:
+        submissions_dir.mkdir(parents=True, exist_ok=True)
+        copy_tree(source, staging, max_bytes=_MAX_BYTES, max_files=_MAX_FILES, keep_links=True)
+        _sync(staging)
+        swap_into_place(staging, final)
+    except UnsafeTreeError as error:
+        raise SubmissionRefusedError("unsafe", str(error)) from error
+    except (OSError, RampdError) as error:
+        raise StoreError(f"{submissions_dir}: {error}") from error
+    finally:
+        remove_tree(staging)
+
+
+def _sync(folder: Path) -> None:
+    """Have the files on disk before their name appears: a crash leaves the whole submission, or none."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
