@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = structlog.get_logger(logger="rampd.conclusion")
+log = structlog.get_logger("rampd.conclusion")
 
 STAGING_PREFIX = ".rampd-"
 

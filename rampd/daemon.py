@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rampd.config import Settings
     from rampd.models import Submission
 
-log = structlog.get_logger(logger="rampd.daemon")
+log = structlog.get_logger("rampd.daemon")
 
 EX_OK = 0
 EX_FAILED = 1

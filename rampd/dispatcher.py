@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rampd.event import Event
     from rampd.models import Attempt, Submission
 
-log = structlog.get_logger(logger="rampd.dispatcher")
+log = structlog.get_logger("rampd.dispatcher")
 
 _INTERRUPTION_S = 20.0
 """How long an interrupted run may take to end: TERM, 5 s, KILL, and the writes after it."""

@@ -107,6 +107,7 @@ def build_worker(settings: Settings) -> Worker[Any]:
     ramp, dispatcher = settings.ramp, settings.dispatcher
     context = WorkerContext(
         event_name=ramp.event_name,
+        deployment_dir=settings.deployment_dir,
         kit_dir=ramp.kit_dir,
         data_dir=ramp.data_dir,
         state_dir=dispatcher.state_dir,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rampd.announcements import Announcements
     from rampd.event import Event
 
-log = structlog.get_logger(logger="rampd.hold")
+log = structlog.get_logger("rampd.hold")
 
 CHECK_INTERVAL_S = 5.0
 """How often a held event is looked at again."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rampd.orders import Orders
     from rampd.workers.base import Allocation
 
-log = structlog.get_logger(logger="rampd.lifecycle")
+log = structlog.get_logger("rampd.lifecycle")
 
 _LONGEST_NAP_S = 30.0
 """asyncio's timers stand still while the machine sleeps, CLOCK_BOOTTIME does not: look again at least so often."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rampd.event import Event
     from rampd.models import Attempt
 
-log = structlog.get_logger(logger="rampd.recovery")
+log = structlog.get_logger("rampd.recovery")
 
 
 async def recover(event: Event, *, announcements: Announcements) -> list[tuple[Submission, Attempt]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rampd.models import Submission
     from rampd.orders import Run
 
-log = structlog.get_logger(logger="rampd.requests")
+log = structlog.get_logger("rampd.requests")
 
 
 class Requests:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from asyncinotify import Event
 
-log = structlog.get_logger(logger="rampd.watch")
+log = structlog.get_logger("rampd.watch")
 
 # inotify sees only what this kernel does: another machine's writes to a shared file system pass it by (inotify(7)).
 _SHARED_FILE_SYSTEMS = frozenset(

@@ -36,7 +36,7 @@ _FIRST = ("timestamp", "level", "event", "logger", "run", "seq")
 
 def get_logger(name: str) -> Any:
     """Return a logger bound to a name, as every module of the house has one."""
-    return structlog.get_logger(logger=name)
+    return structlog.get_logger(name)
 
 
 def configure(
@@ -65,7 +65,7 @@ def configure(
         processors=[structlog.contextvars.merge_contextvars, pipeline],
         wrapper_class=structlog.make_filtering_bound_logger(0),
         context_class=dict,
-        logger_factory=structlog.ReturnLoggerFactory(),
+        logger_factory=_Name,
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -74,6 +74,18 @@ def configure(
     root.addHandler(_Foreign(pipeline))
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)
+
+
+class _Name:
+    """All that is left of a logger once everything is one stream."""
+
+    def __init__(self, name: str = "rampd") -> None:
+        self.name = name
+
+    def _accept(self, *_: object, **__: object) -> None:
+        """Stand for every level's method: the pipeline has dealt with the record by then."""
+
+    debug = info = warning = error = critical = exception = _accept
 
 
 class _Pipeline:
@@ -85,13 +97,13 @@ class _Pipeline:
         self._threshold = threshold
         self._console = structlog.dev.ConsoleRenderer(colors=False, sort_keys=False) if console else None
 
-    def __call__(self, _: object, method: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    def __call__(self, named: object, method: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         record = dict(fields)
         level = "error" if method == "exception" else method
         event = str(record.pop("event", ""))
         on_written = record.pop("on_written", None)
         if _LEVELS.get(level, 20) >= self._threshold or event in _ALWAYS:
-            logger = str(record.pop("logger", "rampd"))
+            logger = getattr(named, "name", "rampd")
             self.put(level, event, logger, record, on_written)
         raise structlog.DropEvent
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-log = structlog.get_logger(logger="rampd.stores.arrivals")
+log = structlog.get_logger("rampd.stores.arrivals")
 
 _BATCH = 200
 """So many folders are looked at and registered between two breaths of the loop."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rampd.models import Scores
     from rampd.stores.arrivals import Arrival, Rejection
 
-log = structlog.get_logger(logger="rampd.stores.directory")
+log = structlog.get_logger("rampd.stores.directory")
 
 # `mean`, `std` and `bagged` have no type: SQLite would make NULL of a NaN, so it is kept as text.
 # The triggers keep every transition with its time, whichever code path makes it.

@@ -37,6 +37,8 @@ class WorkerContext:
     """What a worker is told of its event."""
 
     event_name: str
+    deployment_dir: Path
+    """What relative paths of the worker's own keys are relative to."""
     kit_dir: Path
     data_dir: Path
     state_dir: Path

@@ -1,0 +1,229 @@
+"""How far a local run can be contained on this machine: asked of the kernel once, by really trying."""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import importlib.util
+import os
+import py_compile
+import pwd
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from rampd.errors import WorkerSetupError
+from rampd.workers import supervisor
+
+NICENESS = 10
+MARKER = "RAMPD_ATTEMPT"
+"""The environment variable by which a process is known as ours, whatever became of its parents."""
+_PROBE_TIMEOUT_S = 10.0
+
+
+class Containment(StrEnum):
+    """What keeps a submission's processes together, best first."""
+
+    PID_NAMESPACE = "pid_namespace"  # the daemon is root: a namespace dies with its PID 1
+    USER_AND_PID_NAMESPACE = "user_and_pid_namespace"  # the same, for a user without privileges
+    SUBREAPER = "subreaper"  # orphans are adopted and found; a submission could kill its supervisor
+
+
+_NAMESPACE = ("--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--")
+
+
+def launcher(containment: Containment) -> list[str]:
+    """Return the words that go before the supervisor's: util-linux's setpriv and unshare."""
+    match containment:
+        case Containment.PID_NAMESPACE:
+            return ["setpriv", "--pdeathsig", "KILL", "--no-new-privs", "unshare", *_NAMESPACE]
+        case Containment.USER_AND_PID_NAMESPACE:
+            return [
+                *("setpriv", "--pdeathsig", "KILL", "--no-new-privs"),
+                *("unshare", "--user", "--map-current-user", *_NAMESPACE),
+            ]
+        case Containment.SUBREAPER:
+            return []
+
+
+async def probe() -> Containment:
+    """Return the best containment that works here."""
+    if shutil.which("setpriv") and shutil.which("unshare"):
+        as_root = os.geteuid() == 0
+        for containment in Containment:
+            if containment is Containment.SUBREAPER:
+                continue
+            if (containment is Containment.PID_NAMESPACE) == as_root and await _works(containment):
+                return containment
+    return Containment.SUBREAPER
+
+
+async def _works(containment: Containment) -> bool:
+    process = await asyncio.create_subprocess_exec(
+        *launcher(containment),
+        "true",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
+            return await process.wait() == 0
+    except TimeoutError:
+        return False
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The user that submissions run as, where it is not the daemon's own."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def identity_of(user: str | None) -> Identity | None:
+    """Look `worker.run_as` up.
+
+    Raises
+    ------
+    WorkerSetupError
+        There is no such user, or the daemon is not root.
+    """
+    if user is None:
+        return None
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise WorkerSetupError(f"worker.run_as: there is no user {user!r} on this machine") from None
+    if entry.pw_uid == os.geteuid():
+        return None
+    if os.geteuid() != 0:
+        raise WorkerSetupError(f"worker.run_as: {user!r} needs a daemon that was started as root")
+    groups = {group.gr_gid for group in grp.getgrall() if user in group.gr_mem} | {entry.pw_gid}
+    return Identity(user, entry.pw_uid, entry.pw_gid, tuple(sorted(groups)))
+
+
+def supervised(
+    containment: Containment, command: list[str], *, log_path: Path, max_log_bytes: int, identity: Identity | None
+) -> list[str]:
+    """Return the whole command line that runs `command` under the supervisor."""
+    who = ["", "", ""]
+    if identity is not None:
+        who = [str(identity.uid), str(identity.gid), ",".join(str(group) for group in identity.groups)]
+    mode = "subreaper" if containment is Containment.SUBREAPER else "namespace"
+    return [
+        *launcher(containment),
+        *(sys.executable, "-I", "-S", _supervisor_path()),
+        *(mode, str(log_path), str(max_log_bytes), str(NICENESS), *who),
+        *("--", *command),
+    ]
+
+
+def _supervisor_path() -> str:
+    """Return the supervisor as bytecode, which a script given by its path would not be: 2 ms less a launch."""
+    source = Path(supervisor.__file__)
+    compiled = Path(importlib.util.cache_from_source(str(source)))
+    return str(compiled if compiled.is_file() else source)
+
+
+def compile_supervisor() -> None:
+    """Have the supervisor's bytecode where the installation allows it."""
+    with suppress(OSError):
+        py_compile.compile(supervisor.__file__)
+
+
+def base_environment(*, home: Path, temporary: Path, user: str, n_threads: int | None) -> dict[str, str]:
+    """Return the environment of a run without its conda part: what the daemon's has beyond this is not passed on."""
+    environment = {
+        "HOME": str(home),
+        "TMPDIR": str(temporary),
+        "USER": user,
+        "LOGNAME": user,
+        # Nothing outside the attempt's folder is the submission's: no packages of the daemon's user.
+        "PYTHONNOUSERSITE": "1",
+    }
+    locale = {name: text for name, text in os.environ.items() if name == "LANG" or name.startswith("LC_")}
+    environment |= locale or {"LANG": "C.UTF-8"}
+    if "TZ" in os.environ:
+        environment["TZ"] = os.environ["TZ"]
+    if n_threads is not None:
+        environment |= dict.fromkeys(_THREAD_LIMITS, str(n_threads))
+    return environment
+
+
+_THREAD_LIMITS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "LOKY_MAX_CPU_COUNT",
+)
+
+
+def is_withheld(name: str) -> bool:
+    """Return whether a variable of the daemon's never reaches a submission, whatever `worker.env` asks for."""
+    return name.startswith(("AWS_", "LD_")) or name in ("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", MARKER)
+
+
+def start_time_of(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since boot (proc(5), stat, field 22); None if it is gone.
+
+    A pid alone names no process: it is used again. A zombie counts as gone.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def marked_processes(prefix: str) -> dict[int, str]:
+    """Return the living processes whose marker begins with `prefix`: the marker's value by pid. Blocking."""
+    needle = f"{MARKER}={prefix}".encode()
+    found: dict[int, str] = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        for variable in environment.split(b"\0"):
+            if variable.startswith(needle) and start_time_of(int(folder.name)) is not None:
+                found[int(folder.name)] = os.fsdecode(variable.partition(b"=")[2])
+    return found
+
+
+def kill_marked(prefix: str, *, keep: frozenset[str] = frozenset()) -> list[int]:
+    """Kill every process whose marker begins with `prefix` and is not in `keep`, until none is left. Blocking.
+
+    Returns
+    -------
+    list of int
+        The pids that were killed.
+    """
+    killed: set[int] = set()
+    deadline = time.monotonic() + 5.0
+    while True:
+        alive = [pid for pid, marker in marked_processes(prefix).items() if marker not in keep and pid != os.getpid()]
+        if not alive or time.monotonic() > deadline:
+            return sorted(killed)
+        for pid in alive:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        time.sleep(0.005)

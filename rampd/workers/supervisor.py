@@ -1,0 +1,268 @@
+"""The small program between the daemon and one submission. Runs by itself: ``python -I -S supervisor.py …``.
+
+It is PID 1 of the submission's PID namespace, or a subreaper where there is none. It keeps the log, says how the
+submission ended and how much memory it took, and sees to it that nothing outlives it:
+
+- standard input is its lifeline. End of file means that the daemon is gone: everything is killed at once. The line
+  ``stop`` means TERM to everything, and KILL five seconds later.
+- standard output takes its report: ``started``, or ``failed ERRNO``, and at the end
+  ``ended STATUS SIGNAL MAX_RSS_BYTES LOG_BYTES CAPPED LOG_ERRNO``.
+
+It starts once a submission, so it imports as little as it can (`_signal` spares the enum behind `signal`).
+"""
+
+import _signal as signal
+import os
+import select
+import sys
+import time
+
+GRACE_S = 5.0
+CHUNK = 1 << 16
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+
+def main() -> None:
+    """Run ``supervisor.py MODE LOG MAX_LOG_BYTES NICE UID GID GROUPS -- COMMAND…``; UID is empty for no change."""
+    mode, log_path, max_log_bytes, niceness, uid, gid, groups = sys.argv[1:8]
+    command = sys.argv[9:]
+    if mode == "subreaper":
+        become_subreaper()
+    wake_read, wake_write = os.pipe()
+    for descriptor in (wake_read, wake_write):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    log = Log(log_path, int(max_log_bytes))
+    output, output_end = os.pipe()
+    failure, failure_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        become(command, output_end, failure_end, int(niceness), uid, gid, groups)
+    os.close(output_end)
+    os.close(failure_end)
+    error = os.read(failure, 16)
+    if error:
+        report(f"failed {error.decode()}")
+        return
+    os.close(failure)
+    report("started")
+    os.set_blocking(output, False)
+    Run(mode, child, output, wake_read, log).watch()
+
+
+def become_subreaper() -> None:
+    """Adopt every orphan below, and give up gaining privileges: what setpriv and the namespace do elsewhere."""
+    import ctypes  # noqa: PLC0415 -- costs 4 ms, and is needed in the fallback only
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def become(  # type: ignore[no-untyped-def] # never returns, and typing.NoReturn costs an import
+    command: list[str], output: int, failure: int, niceness: int, uid: str, gid: str, groups: str
+):
+    """Turn the forked child into the submission."""
+    try:
+        os.setsid()
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        import resource  # noqa: PLC0415 -- in the child, where it costs the parent nothing
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.set_wakeup_fd(-1)
+        # Python ignores these two, and what is ignored stays so through exec.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.umask(0o022)
+        if uid:
+            os.setgroups([int(group) for group in groups.split(",") if group])
+            os.setgid(int(gid))
+            os.setuid(int(uid))
+        os.execv(command[0], command)
+    except OSError as error:
+        os.write(failure, str(error.errno).encode())
+    finally:
+        os._exit(127)
+
+
+def report(line: str) -> None:
+    """Tell the daemon; if it is gone, the lifeline says so as well."""
+    try:
+        os.write(1, f"{line}\n".encode())
+    except OSError:
+        pass
+
+
+class Log:
+    """The submission's output on disk, up to a limit."""
+
+    def __init__(self, path: str, limit: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.errno = 0
+        self.descriptor = -1
+        try:
+            self.descriptor = os.open(path, flags, 0o644)
+        except OSError as error:
+            self.errno = error.errno or 0
+        self.limit = limit
+        self.size = 0
+        self.capped = False
+
+    def write(self, data: bytes) -> None:
+        """Keep what fits; what does not is counted."""
+        room = self.limit - self.size
+        self.size += len(data)
+        if room > 0:
+            self._write(data[:room])
+        if self.size > self.limit and not self.capped:
+            self.capped = True
+            self._write(f"\n[rampd] the log ends here: only the first {self.limit} bytes are kept\n".encode())
+
+    def _write(self, data: bytes) -> None:
+        # A full disk costs the log, never the submission.
+        try:
+            while data and not self.errno:
+                data = data[os.write(self.descriptor, data) :]
+        except OSError as error:
+            self.errno = error.errno or 0
+
+
+class Run:
+    """One submission, from its start to its last process's end."""
+
+    def __init__(self, mode: str, child: int, output: int, wake: int, log: Log) -> None:
+        self.in_namespace = mode != "subreaper"
+        self.child = child
+        self.output = output
+        self.wake = wake
+        self.log = log
+        self.status = 0
+        self.max_rss_bytes = 0
+        self.is_over = False
+        self.kill_at = 0.0
+
+    def watch(self) -> None:
+        """Pump, obey and reap until the submission's own process has ended; then end what is left, and report."""
+        poll = select.poll()
+        for descriptor in (0, self.output, self.wake):
+            poll.register(descriptor, select.POLLIN)
+        while not self.is_over:
+            timeout_ms = None if not self.kill_at else max(0.0, self.kill_at - time.monotonic()) * 1000
+            for descriptor, _ in poll.poll(timeout_ms):
+                if descriptor == self.output:
+                    if not self.pump():
+                        poll.unregister(self.output)
+                elif descriptor == 0:
+                    self.obey(poll)
+                else:
+                    self.on_signal()
+            if self.kill_at and time.monotonic() >= self.kill_at:
+                self.signal_all(signal.SIGKILL)
+                self.kill_at = time.monotonic() + 0.1
+        while self.pump():
+            pass
+        self.end_all()
+        code = os.waitstatus_to_exitcode(self.status)
+        number = -code if code < 0 else 0
+        status = 128 + number if number else code
+        report(
+            f"ended {status} {number} {self.max_rss_bytes} {self.log.size} {int(self.log.capped)} {self.log.errno}"
+        )
+
+    def pump(self) -> bool:
+        """Move one chunk into the log; False when there is nothing now, or ever again."""
+        try:
+            data = os.read(self.output, CHUNK)
+        except BlockingIOError:
+            return False
+        self.log.write(data)
+        return bool(data)
+
+    def obey(self, poll: select.poll) -> None:
+        """Read a command of the daemon's."""
+        data = os.read(0, 64)
+        if b"stop" in data:
+            self.stop()
+        if not data:
+            poll.unregister(0)
+            self.end_all()
+            os._exit(1)
+
+    def on_signal(self) -> None:
+        """Reap; a TERM or INT that was sent to this program means the same as the daemon's stop."""
+        numbers = os.read(self.wake, 64)
+        self.reap()
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            self.stop()
+
+    def reap(self) -> bool:
+        """Take in whatever has ended; return whether any child is left."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            self.max_rss_bytes = max(self.max_rss_bytes, usage.ru_maxrss * 1024)
+            if pid == self.child:
+                self.status = status
+                self.is_over = True
+
+    def stop(self) -> None:
+        """Ask everything to end, and note when to make it."""
+        if not self.kill_at:
+            self.kill_at = time.monotonic() + GRACE_S
+            self.signal_all(signal.SIGTERM)
+
+    def end_all(self) -> None:
+        """Kill until nothing is left: what forks meanwhile is killed in the next round."""
+        while self.reap():
+            self.signal_all(signal.SIGKILL)
+            time.sleep(0.001)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to everything below this program."""
+        if self.in_namespace:
+            try:
+                os.kill(-1, number)  # PID 1's "everybody" is its namespace without itself
+            except ProcessLookupError:
+                pass
+            return
+        for pid in descendants():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+
+def descendants() -> list[int]:
+    """Return the pids below this process; orphans are its children, since it is a subreaper."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if fields[0] != b"Z":
+                children.setdefault(int(fields[1]), []).append(int(name))
+    found: list[int] = []
+    stack = [os.getpid()]
+    while stack:
+        below = children.get(stack.pop(), [])
+        found += below
+        stack += below
+    return found
+
+
+if __name__ == "__main__":
+    main()
