@@ -107,6 +107,9 @@ class Prospect:
     """For how long it backs off before the next attempt."""
 
 
+FINAL = Prospect(final=True)
+
+
 def weigh(verdict: Verdict, failures: Failures, *, max_attempts: int) -> Prospect:
     """Say whether an outcome is the submission's last word.
 
@@ -121,11 +124,11 @@ def weigh(verdict: Verdict, failures: Failures, *, max_attempts: int) -> Prospec
     """
     outcome = verdict.outcome
     if not outcome.is_retryable:
-        return Prospect(final=True)
+        return FINAL
     interrupted = failures.interrupted_in_a_row + 1 if outcome is Outcome.INTERRUPTED else 0
     used = failures.counted + (1 if outcome.is_counted else 0) + max(0, interrupted - FREE_INTERRUPTIONS)
     if used >= max_attempts:
-        return Prospect(final=True)
+        return FINAL
     if outcome is Outcome.INTERRUPTED:
         return Prospect(final=False)
     tries = used if outcome.is_counted else failures.no_capacity_in_a_row + 1

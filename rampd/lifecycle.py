@@ -16,7 +16,7 @@ This is the one state diagram of the house::
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -118,10 +118,20 @@ async def attempt_submission(
     """
     progress = _Progress(event.job(submission, attempt), orders, attempt)
     verdict = await _reach_verdict(event, progress)
-    failures = await persist(partial(event.journal.failures, submission.id), "earlier attempts")
-    prospect = judging.weigh(verdict, failures, max_attempts=event.settings.worker.max_attempts)
+    prospect = judging.FINAL
+    if verdict.outcome.is_retryable:
+        failures = await persist(partial(event.journal.failures, submission.id), "earlier attempts")
+        prospect = judging.weigh(verdict, failures, max_attempts=event.settings.worker.max_attempts)
+    timings = progress.timings
     finished = finished_fields(
-        event, submission, progress.attempt, verdict, final=prospect.final, **asdict(progress.timings)
+        event,
+        submission,
+        progress.attempt,
+        verdict,
+        final=prospect.final,
+        setup_s=timings.setup_s,
+        run_s=timings.run_s,
+        collect_s=timings.collect_s,
     )
     decided = await persist(
         partial(event.journal.decide, attempt.id, verdict, final=prospect.final, finished=finished), "an outcome"

@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rampd.errors import BadResultsError, IncompleteResultsError
-from rampd.files import UnsafeTreeError, copy_tree, remove_tree
+from rampd.errors import BadResultsError, IncompleteResultsError, ResultsError
+from rampd.files import UnsafeTreeError, move_tree, remove_tree, secure_tree
 from rampd.models import StepScore
 from rampd.ramp_test.npz import check_npz
 
@@ -29,34 +29,34 @@ _MAX_ROWS = 10_000
 
 
 def keep_training_output(source: Path, staging: Path, *, max_bytes: int, max_files: int) -> Scores:
-    """Copy what ramp-test left to a folder of ours, check the copy, and return its scores.
+    """Check what ramp-test left, move it to a folder of ours, and return its scores.
 
     Parameters
     ----------
     source
-        The attempt's training_output; untrusted.
+        The attempt's training_output; untrusted, but every process that could write to it has ended.
     staging
-        Where the copy goes; it exists afterwards if and only if the output is complete. An older one is removed.
+        Where it goes; it exists afterwards if and only if the output is complete. An older one is removed.
     max_bytes, max_files
         Bounds on the whole.
 
     Raises
     ------
     BadResultsError
-        The output is not complete, or has something in it that is refused. The participant's.
+        The output is not complete, or has something in it that is refused. The participant's; it stays where it is.
     ResultsError
-        The copy could not be written. The platform's.
+        It could not be moved. The platform's.
     """
-    remove_tree(staging)
     try:
-        copy_tree(source, staging, max_bytes=max_bytes, max_files=max_files)
-        return check_training_output(staging)
+        remove_tree(staging)
+        secure_tree(source, max_bytes=max_bytes, max_files=max_files)
+        scores = check_training_output(source)
+        move_tree(source, staging, max_bytes=max_bytes, max_files=max_files)
     except UnsafeTreeError as error:
-        remove_tree(staging)
         raise BadResultsError(f"training_output was refused: {error}.") from error
-    except BaseException:
-        remove_tree(staging)
-        raise
+    except OSError as error:
+        raise ResultsError(f"{staging}: cannot be written: {error.strerror}") from error
+    return scores
 
 
 def check_training_output(folder: Path) -> Scores:

@@ -9,7 +9,7 @@ import asyncio
 import difflib
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("rampd.stores.directory")
 
-# `mean`, `std` and `bagged` have no type: SQLite would make NULL of a NaN, so it is kept as text.
+# Scores are JSON, so that they and `scored` are one statement; for people and other programs there is a view of them.
+# NaN and infinities, which JSON has not, are texts.
 # The triggers keep every transition with its time, whichever code path makes it.
 _SCHEMA = """
 CREATE TABLE submissions (
@@ -44,6 +45,7 @@ CREATE TABLE submissions (
     place INTEGER NOT NULL,
     state_at REAL NOT NULL,
     error_msg TEXT NOT NULL DEFAULT '',
+    scores TEXT,
     fingerprint TEXT NOT NULL
 );
 CREATE INDEX places ON submissions (place);
@@ -56,10 +58,10 @@ END;
 CREATE TRIGGER next_state AFTER UPDATE OF state ON submissions WHEN new.state <> old.state BEGIN
     INSERT INTO transitions VALUES (new.id, new.state, new.state_at);
 END;
-CREATE TABLE scores (
-    submission_id INTEGER NOT NULL, score TEXT NOT NULL, step TEXT NOT NULL, mean, std, bagged,
-    PRIMARY KEY (submission_id, score, step)
-);
+CREATE VIEW scores AS
+    SELECT submissions.id AS submission_id, name, one.key AS score, step.key AS step,
+        step.value ->> 'mean' AS mean, step.value ->> 'std' AS std, step.value ->> 'bagged' AS bagged
+    FROM submissions, json_each(submissions.scores) AS one, json_each(one.value) AS step;
 CREATE TABLE rejections (name TEXT PRIMARY KEY, stamp TEXT NOT NULL);
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)
 """
@@ -154,15 +156,13 @@ class DirectoryStore(SubmissionStore):
         async with self._database.transaction() as transaction:
             if adoption is not None:
                 for place, found in enumerate(adoption.finished, start=1):
-                    (row,) = await transaction.fetch(
+                    at, scores = found.finished_at, _dumped(found.scores)
+                    await transaction.fetch(
                         """
-                        INSERT INTO submissions (name, state, queued_at, place, state_at, fingerprint)
-                        VALUES (?, ?, ?, ?, ?, ?) RETURNING id
+                        INSERT INTO submissions (name, state, queued_at, place, state_at, scores, fingerprint)
+                        VALUES (?, ?, ?, ?, ?, ?, ?)
                         """,
-                        (found.name, found.state, found.finished_at, place, found.finished_at, found.fingerprint),
-                    )
-                    await transaction.run_many(
-                        "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", _score_rows(row["id"], found.scores)
+                        (found.name, found.state, at, place, at, scores, found.fingerprint),
                     )
             await transaction.fetch("INSERT INTO facts VALUES ('adopted', ?)", (str(now),))
         if adoption is not None:
@@ -286,27 +286,17 @@ class DirectoryStore(SubmissionStore):
 
     async def set_scored(self, submission_id: int, scores: Scores) -> None:
         """Keep scores and say `scored`, at once."""
-        async with self._database.transaction() as transaction:
-            await transaction.fetch("DELETE FROM scores WHERE submission_id = ?", (submission_id,))
-            await transaction.run_many(
-                "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?)", _score_rows(submission_id, scores)
-            )
-            await transaction.fetch(
-                "UPDATE submissions SET state = 'scored', state_at = ?, error_msg = '' WHERE id = ? AND state = 'tested'",
-                (clock.wall(), submission_id),
-            )
-        await self._expect(submission_id, SubmissionState.SCORED)
+        await self._move(submission_id, SubmissionState.SCORED, scores=_dumped(scores))
 
     async def set_failed(self, submission_id: int, state: SubmissionState, error_msg: str) -> None:
         """Say that it failed, and why; drops older scores."""
         await self._move(submission_id, state, error_msg)
-        await self._database.run("DELETE FROM scores WHERE submission_id = ?", (submission_id,))
 
     async def requeue(self, submission_id: int) -> None:
         """Put a submission that has ended at the end of the queue."""
         rows = await self._database.fetch(
             """
-            UPDATE submissions SET state = 'new', state_at = :now, queued_at = :now, error_msg = '',
+            UPDATE submissions SET state = 'new', state_at = :now, queued_at = :now, error_msg = '', scores = NULL,
                 place = (SELECT max(place) + 1 FROM submissions)
             WHERE id = :id AND state IN ('scored', 'training_error', 'checking_error') RETURNING name
             """,
@@ -316,15 +306,17 @@ class DirectoryStore(SubmissionStore):
             await self._expect(submission_id, SubmissionState.NEW)
         self.changed.set()
 
-    async def _move(self, submission_id: int, state: SubmissionState, error_msg: str = "") -> None:
+    async def _move(
+        self, submission_id: int, state: SubmissionState, error_msg: str = "", *, scores: str | None = None
+    ) -> None:
         """Make one transition; one that was made already is left as it is."""
         before = [old for old, new in TRANSITIONS.items() if state in new and not old.is_final]
         rows = await self._database.fetch(
             """
-            UPDATE submissions SET state = ?, state_at = ?, error_msg = ?
+            UPDATE submissions SET state = ?, state_at = ?, error_msg = ?, scores = ?
             WHERE id = ? AND state IN (SELECT value FROM json_each(?)) RETURNING id
             """,
-            (state, clock.wall(), error_msg, submission_id, json.dumps(before)),
+            (state, clock.wall(), error_msg, scores, submission_id, json.dumps(before)),
         )
         if not rows:
             await self._expect(submission_id, state)
@@ -373,18 +365,8 @@ class DirectoryStore(SubmissionStore):
 
     async def scores(self) -> Mapping[int, Scores]:
         """Return the scores of every scored submission."""
-        rows = await self._database.fetch(
-            """
-            SELECT scores.* FROM scores JOIN submissions ON submissions.id = submission_id
-            WHERE state = 'scored' ORDER BY scores.rowid
-            """
-        )
-        found: dict[int, dict[str, dict[str, StepScore]]] = {}
-        for row in rows:
-            bagged = None if row["bagged"] is None else float(row["bagged"])
-            steps = found.setdefault(row["submission_id"], {}).setdefault(row["score"], {})
-            steps[row["step"]] = StepScore(float(row["mean"]), float(row["std"]), bagged)
-        return found
+        rows = await self._database.fetch("SELECT id, scores FROM submissions WHERE state = 'scored' ORDER BY id")
+        return {row["id"]: _loaded(row["scores"]) for row in rows}
 
 
 def _submission(row: sqlite3.Row) -> Submission:
@@ -398,13 +380,31 @@ def _submission(row: sqlite3.Row) -> Submission:
     )
 
 
-def _score_rows(submission_id: int, scores: Scores) -> list[tuple[Any, ...]]:
-    return [
-        (submission_id, score, step, _kept(figures.mean), _kept(figures.std), _kept(figures.bagged))
+def _dumped(scores: Scores) -> str:
+    plain = {
+        score: {
+            step: {"mean": _kept(figures.mean), "std": _kept(figures.std), "bagged": _kept(figures.bagged)}
+            for step, figures in steps.items()
+        }
         for score, steps in scores.items()
-        for step, figures in steps.items()
-    ]
+    }
+    return json.dumps(plain, allow_nan=False)
 
 
 def _kept(value: float | None) -> float | str | None:
-    return "nan" if value is not None and math.isnan(value) else value
+    return str(value) if value is not None and not math.isfinite(value) else value
+
+
+def _loaded(text: str | None) -> Scores:
+    plain = json.loads(text) if text else {}
+    return {
+        score: {
+            step: StepScore(
+                float(figures["mean"]),
+                float(figures["std"]),
+                None if figures["bagged"] is None else float(figures["bagged"]),
+            )
+            for step, figures in steps.items()
+        }
+        for score, steps in plain.items()
+    }

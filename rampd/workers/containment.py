@@ -1,16 +1,11 @@
-"""How far a local run can be contained on this machine: asked of the kernel once, by really trying."""
+"""What keeps a local run to itself: kinds of containment, the user it runs as, its environment, and its mark."""
 
 from __future__ import annotations
 
-import asyncio
 import grp
-import importlib.util
 import os
-import py_compile
 import pwd
-import shutil
 import signal
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,69 +13,18 @@ from enum import StrEnum
 from pathlib import Path
 
 from rampd.errors import WorkerSetupError
-from rampd.workers import supervisor
+from rampd.workers import launcher
 
-NICENESS = 10
 MARKER = "RAMPD_ATTEMPT"
 """The environment variable by which a process is known as ours, whatever became of its parents."""
-_PROBE_TIMEOUT_S = 10.0
 
 
 class Containment(StrEnum):
     """What keeps a submission's processes together, best first."""
 
-    PID_NAMESPACE = "pid_namespace"  # the daemon is root: a namespace dies with its PID 1
-    USER_AND_PID_NAMESPACE = "user_and_pid_namespace"  # the same, for a user without privileges
-    SUBREAPER = "subreaper"  # orphans are adopted and found; a submission could kill its supervisor
-
-
-_NAMESPACE = ("--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--")
-
-
-def launcher(containment: Containment) -> list[str]:
-    """Return the words that go before the supervisor's: util-linux's setpriv and unshare."""
-    match containment:
-        case Containment.PID_NAMESPACE:
-            return ["setpriv", "--pdeathsig", "KILL", "--no-new-privs", "unshare", *_NAMESPACE]
-        case Containment.USER_AND_PID_NAMESPACE:
-            return [
-                *("setpriv", "--pdeathsig", "KILL", "--no-new-privs"),
-                *("unshare", "--user", "--map-current-user", *_NAMESPACE),
-            ]
-        case Containment.SUBREAPER:
-            return []
-
-
-async def probe() -> Containment:
-    """Return the best containment that works here."""
-    if shutil.which("setpriv") and shutil.which("unshare"):
-        as_root = os.geteuid() == 0
-        for containment in Containment:
-            if containment is Containment.SUBREAPER:
-                continue
-            if (containment is Containment.PID_NAMESPACE) == as_root and await _works(containment):
-                return containment
-    return Containment.SUBREAPER
-
-
-async def _works(containment: Containment) -> bool:
-    process = await asyncio.create_subprocess_exec(
-        *launcher(containment),
-        "true",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        async with asyncio.timeout(_PROBE_TIMEOUT_S):
-            return await process.wait() == 0
-    except TimeoutError:
-        return False
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    PID_NAMESPACE = launcher.PID_NAMESPACE  # the daemon is root: a namespace dies with its PID 1
+    USER_AND_PID_NAMESPACE = launcher.USER_AND_PID_NAMESPACE  # the same, for a user without privileges
+    SUBREAPER = launcher.SUBREAPER  # orphans are adopted and found; a submission could kill its supervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,35 +57,6 @@ def identity_of(user: str | None) -> Identity | None:
         raise WorkerSetupError(f"worker.run_as: {user!r} needs a daemon that was started as root")
     groups = {group.gr_gid for group in grp.getgrall() if user in group.gr_mem} | {entry.pw_gid}
     return Identity(user, entry.pw_uid, entry.pw_gid, tuple(sorted(groups)))
-
-
-def supervised(
-    containment: Containment, command: list[str], *, log_path: Path, max_log_bytes: int, identity: Identity | None
-) -> list[str]:
-    """Return the whole command line that runs `command` under the supervisor."""
-    who = ["", "", ""]
-    if identity is not None:
-        who = [str(identity.uid), str(identity.gid), ",".join(str(group) for group in identity.groups)]
-    mode = "subreaper" if containment is Containment.SUBREAPER else "namespace"
-    return [
-        *launcher(containment),
-        *(sys.executable, "-I", "-S", _supervisor_path()),
-        *(mode, str(log_path), str(max_log_bytes), str(NICENESS), *who),
-        *("--", *command),
-    ]
-
-
-def _supervisor_path() -> str:
-    """Return the supervisor as bytecode, which a script given by its path would not be: 2 ms less a launch."""
-    source = Path(supervisor.__file__)
-    compiled = Path(importlib.util.cache_from_source(str(source)))
-    return str(compiled if compiled.is_file() else source)
-
-
-def compile_supervisor() -> None:
-    """Have the supervisor's bytecode where the installation allows it."""
-    with suppress(OSError):
-        py_compile.compile(supervisor.__file__)
 
 
 def base_environment(*, home: Path, temporary: Path, user: str, n_threads: int | None) -> dict[str, str]:

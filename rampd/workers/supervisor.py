@@ -1,91 +1,97 @@
-"""The small program between the daemon and one submission. Runs by itself: ``python -I -S supervisor.py …``.
+"""Watches over one submission, as PID 1 of its PID namespace, or as a subreaper where there is none.
 
-It is PID 1 of the submission's PID namespace, or a subreaper where there is none. It keeps the log, says how the
-submission ended and how much memory it took, and sees to it that nothing outlives it:
+Forked by `rampd.workers.launcher`, once a submission. It keeps the log, says how the submission ended and how much
+memory it took, and sees to it that nothing outlives it:
 
-- standard input is its lifeline. End of file means that the daemon is gone: everything is killed at once. The line
-  ``stop`` means TERM to everything, and KILL five seconds later.
-- standard output takes its report: ``started``, or ``failed ERRNO``, and at the end
-  ``ended STATUS SIGNAL MAX_RSS_BYTES LOG_BYTES CAPPED LOG_ERRNO``.
+- standard input is its lifeline. End of file means that the launcher, and so the daemon, is gone: everything is killed
+  at once. The line ``stop`` means TERM to everything, and KILL five seconds later.
+- standard output is the launcher's own, shared with others: each report is one short line that begins with the run's
+  key: ``KEY started``, or ``KEY failed ERRNO``, and at the end
+  ``KEY ended STATUS SIGNAL MAX_RSS_BYTES LOG_BYTES CAPPED LOG_ERRNO``.
 
-It starts once a submission, so it imports as little as it can (`_signal` spares the enum behind `signal`).
+What it imports, the launcher has to carry: the standard library's smallest parts only.
 """
 
-import _signal as signal
+from __future__ import annotations
+
 import os
+import resource
 import select
-import sys
+import signal
 import time
+
+TYPE_CHECKING = False  # what type checkers take for True; `typing` itself would be carried by every run
+if TYPE_CHECKING:
+    from typing import NoReturn, TypedDict
+
+    class Spec(TypedDict):
+        """What one run is: a line of JSON on its way from the daemon."""
+
+        key: str
+        command: list[str]
+        environment: dict[str, str]
+        folder: str
+        log: str
+        max_log_bytes: int
+        niceness: int
+        identity: tuple[int, int, list[int]] | None
+        """uid, gid and groups to run as; None for the daemon's own."""
+
 
 GRACE_S = 5.0
 CHUNK = 1 << 16
-PR_SET_CHILD_SUBREAPER = 36
-PR_SET_NO_NEW_PRIVS = 38
 
 
-def main() -> None:
-    """Run ``supervisor.py MODE LOG MAX_LOG_BYTES NICE UID GID GROUPS -- COMMAND…``; UID is empty for no change."""
-    mode, log_path, max_log_bytes, niceness, uid, gid, groups = sys.argv[1:8]
-    command = sys.argv[9:]
-    if mode == "subreaper":
-        become_subreaper()
+def supervise(spec: Spec, *, in_namespace: bool) -> None:
+    """Run the submission to its last process's end. Returns when there is nothing left of it."""
+    key = spec["key"]
     wake_read, wake_write = os.pipe()
     for descriptor in (wake_read, wake_write):
         os.set_blocking(descriptor, False)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    log = Log(log_path, int(max_log_bytes))
+    log = Log(spec["log"], spec["max_log_bytes"])
     output, output_end = os.pipe()
     failure, failure_end = os.pipe()
     child = os.fork()
     if child == 0:
-        become(command, output_end, failure_end, int(niceness), uid, gid, groups)
+        become(spec, output_end, failure_end)
     os.close(output_end)
     os.close(failure_end)
     error = os.read(failure, 16)
-    if error:
-        report(f"failed {error.decode()}")
-        return
     os.close(failure)
-    report("started")
+    if error:
+        report(f"{key} failed {error.decode()}")
+        return
+    report(f"{key} started")
     os.set_blocking(output, False)
-    Run(mode, child, output, wake_read, log).watch()
+    Run(key, child, output, wake_read, log, in_namespace=in_namespace).watch()
 
 
-def become_subreaper() -> None:
-    """Adopt every orphan below, and give up gaining privileges: what setpriv and the namespace do elsewhere."""
-    import ctypes  # noqa: PLC0415 -- costs 4 ms, and is needed in the fallback only
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def become(  # type: ignore[no-untyped-def] # never returns, and typing.NoReturn costs an import
-    command: list[str], output: int, failure: int, niceness: int, uid: str, gid: str, groups: str
-):
+def become(spec: Spec, output: int, failure: int) -> NoReturn:
     """Turn the forked child into the submission."""
+    command = spec["command"]
     try:
         os.setsid()
-        os.setpriority(os.PRIO_PROCESS, 0, niceness)
+        os.setpriority(os.PRIO_PROCESS, 0, spec["niceness"])
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        import resource  # noqa: PLC0415 -- in the child, where it costs the parent nothing
-
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.set_wakeup_fd(-1)
-        # Python ignores these two, and what is ignored stays so through exec.
+        # Python ignores the first two, and what is ignored stays so through exec.
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         os.umask(0o022)
-        if uid:
-            os.setgroups([int(group) for group in groups.split(",") if group])
-            os.setgid(int(gid))
-            os.setuid(int(uid))
-        os.execv(command[0], command)
+        if spec["identity"] is not None:
+            uid, gid, groups = spec["identity"]
+            os.setgroups(groups)
+            os.setgid(gid)
+            os.setuid(uid)
+        os.chdir(spec["folder"])
+        os.execve(command[0], command, spec["environment"])
     except OSError as error:
         os.write(failure, str(error.errno).encode())
     finally:
@@ -93,7 +99,7 @@ def become(  # type: ignore[no-untyped-def] # never returns, and typing.NoReturn
 
 
 def report(line: str) -> None:
-    """Tell the daemon; if it is gone, the lifeline says so as well."""
+    """Tell the daemon, in one write; if it is gone, the lifeline says so as well."""
     try:
         os.write(1, f"{line}\n".encode())
     except OSError:
@@ -137,8 +143,9 @@ class Log:
 class Run:
     """One submission, from its start to its last process's end."""
 
-    def __init__(self, mode: str, child: int, output: int, wake: int, log: Log) -> None:
-        self.in_namespace = mode != "subreaper"
+    def __init__(self, key: str, child: int, output: int, wake: int, log: Log, *, in_namespace: bool) -> None:
+        self.key = key
+        self.in_namespace = in_namespace
         self.child = child
         self.output = output
         self.wake = wake
@@ -166,14 +173,16 @@ class Run:
             if self.kill_at and time.monotonic() >= self.kill_at:
                 self.signal_all(signal.SIGKILL)
                 self.kill_at = time.monotonic() + 0.1
+        # In this order: something that prints for ever would never let the log end.
+        self.end_all()
         while self.pump():
             pass
-        self.end_all()
         code = os.waitstatus_to_exitcode(self.status)
         number = -code if code < 0 else 0
         status = 128 + number if number else code
         report(
-            f"ended {status} {number} {self.max_rss_bytes} {self.log.size} {int(self.log.capped)} {self.log.errno}"
+            f"{self.key} ended {status} {number} {self.max_rss_bytes} "
+            f"{self.log.size} {int(self.log.capped)} {self.log.errno}"
         )
 
     def pump(self) -> bool:
@@ -263,6 +272,3 @@ def descendants() -> list[int]:
         stack += below
     return found
 
-
-if __name__ == "__main__":
-    main()
