@@ -51,7 +51,7 @@ class Announcements:
             await self.flush()
 
     async def settle(self, *, patience_s: float = 1.0) -> None:
-        """Wait until every expected line was written and journaled; no longer than `patience_s` for a stalled reader."""
+        """Wait until every expected line was written and journaled, at most `patience_s` (a reader may stall)."""
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while self._expected:

@@ -1,4 +1,4 @@
-"""An event's config: pydantic models with a docstring a field, and `load_config`, which reports every problem at once."""
+"""An event's config: pydantic models with a docstring a field, and `load_config`, which reports all problems."""
 
 from __future__ import annotations
 
@@ -276,7 +276,9 @@ def load_config(
     problems = Problems(path, document)
     root = (deployment_dir or _deployment_of(path)).expanduser().absolute()
     if not isinstance(document.data, dict):
-        problems.add((), "is empty" if document.data is None else "is no mapping", "the sections ramp, worker, dispatcher")
+        problems.add(
+            (), "is empty" if document.data is None else "is no mapping", "the sections ramp, worker, dispatcher"
+        )
         raise problems.error()
     data = dict(document.data)
     warnings = _drop_legacy(data)

@@ -55,7 +55,11 @@ class Problems:
         """Note one problem at a key path."""
         line = self._line_of(where)
         dotted = ".".join(str(part) for part in where)
-        parts = [f"{self._path}:{line}", *([dotted] if dotted else []), what + (f"; allowed: {allowed}" if allowed else "")]
+        parts = [
+            f"{self._path}:{line}",
+            *([dotted] if dotted else []),
+            what + (f"; allowed: {allowed}" if allowed else ""),
+        ]
         self._found.append((line, ": ".join(parts)))
 
     def _line_of(self, where: KeyPath) -> int:

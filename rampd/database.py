@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     Parameters = Sequence[Any] | dict[str, Any]
 
+Row = sqlite3.Row
+"""What `fetch` returns: values by column name."""
+
 _BUSY_TIMEOUT_MS = 15_000
 """Longer than the 10 s for which a backup tool may hold the file."""
 

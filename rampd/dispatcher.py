@@ -108,7 +108,7 @@ class Dispatcher:
                 await self._announcements.settle()
                 announcing.cancel()
         finally:
-            # Only where something broke, or the daemon exits at once: whatever still runs is put back at the next start.
+            # Only where something broke, or the daemon exits at once: what still runs is put back at the next start.
             for task in self._tasks:
                 task.cancel()
         return self._status

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rampd import clock
-from rampd.database import Database
+from rampd.database import Database, Row
 from rampd.errors import StoreError
 from rampd.models import Attempt, Exit, StepScore, Verdict
 from rampd.states import Outcome, RequestKind, Step
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Collection, Mapping
     from contextlib import AsyncExitStack
     from pathlib import Path
@@ -333,7 +332,7 @@ def _run_length(outcomes: list[Outcome], outcome: Outcome) -> int:
     return length
 
 
-def _request(row: sqlite3.Row) -> Request:
+def _request(row: Row) -> Request:
     accepted = row["accepted"]
     return Request(
         id=row["id"],
@@ -346,7 +345,7 @@ def _request(row: sqlite3.Row) -> Request:
     )
 
 
-def _attempt(row: sqlite3.Row) -> Attempt:
+def _attempt(row: Row) -> Attempt:
     return Attempt(
         id=row["id"],
         submission=row["submission"],

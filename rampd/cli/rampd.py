@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 def main(
     configs: tuple[Path, ...], deployment_dir: Path | None, log_format: str, log_level: str, *, check: bool
 ) -> None:
-    """Serve RAMP events: train and evaluate what participants submit.
+    r"""Serve RAMP events: train and evaluate what participants submit.
 
     Runs in the foreground and writes one JSON object a line to stdout.
 

@@ -133,13 +133,15 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
     ),
     "daemon.failed": EventSpec("error", "The last record of a daemon that could not go on.", {"error": _ERROR}),
     "config.rejected": EventSpec(
-        "error", "One of several configs cannot be used; the others are served.",
+        "error",
+        "One of several configs cannot be used; the others are served.",
         {"path": _text("the file"), "problems": _texts("one sentence each")},
-    ),  # fmt: skip
+    ),
     "config.warning": EventSpec(
-        "warning", "A config works, but says something that is ignored or outdated.",
+        "warning",
+        "A config works, but says something that is ignored or outdated.",
         {"path": _text("the file"), "message": _text("what, and what replaces it")},
-    ),  # fmt: skip
+    ),
     "event.adopted": EventSpec(
         "info",
         "The very first start on an event that another dispatcher served.",
@@ -171,21 +173,28 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
             "reason": _text(
                 "which rule it breaks",
                 values=(
-                    "bad_name", "dangling_link", "escaping_link", "link", "not_a_folder", "sandbox", "special_file",
+                    "bad_name",
+                    "dangling_link",
+                    "escaping_link",
+                    "link",
+                    "not_a_folder",
+                    "sandbox",
+                    "special_file",
                     "too_large",
                 ),
             ),
             "message": _text("the rule, as a sentence"),
         },
-    ),  # fmt: skip
+    ),
     "submission.queued": EventSpec(
         "info", "A submission waits for its turn.", {"position": _whole("1 for the next one")}
     ),
     "submission.forgotten": EventSpec("info", "A waiting submission's folder is gone, and so is the submission.", {}),
     "submission.changed": EventSpec(
-        "warning", "A submission's folder changed after its end; it is not run again by itself.",
+        "warning",
+        "A submission's folder changed after its end; it is not run again by itself.",
         {"state": _text("its state", values=_STATES)},
-    ),  # fmt: skip
+    ),
     "submission.started": EventSpec("info", "Once an attempt: the submission's process exists.", _WHERE),
     "submission.resumed": EventSpec("info", "A run was taken over from an earlier daemon.", _WHERE),
     "submission.recovered": EventSpec(
@@ -208,9 +217,10 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
         },
     ),
     "submission.scored": EventSpec(
-        "info", "Its scores.",
+        "info",
+        "Its scores.",
         {"scores": _object("{score: {train|valid|test: {mean, std, bagged}}}; NaN and infinities are null")},
-    ),  # fmt: skip
+    ),
     "submission.finished": EventSpec(
         "info",
         "The canonical line: a submission came to a final state. Deduplicate on (submission, attempt).",
@@ -231,32 +241,38 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
         },
     ),
     "request.refused": EventSpec(
-        "warning", "What an operator asked for cannot be done.",
+        "warning",
+        "What an operator asked for cannot be done.",
         {"kind": _text("cancel or retry"), "answer": _text("why")},
-    ),  # fmt: skip
+    ),
     "worker.uncontained": EventSpec(
-        "warning", "What the platform does not protect from submissions; once at a start.",
+        "warning",
+        "What the platform does not protect from submissions; once at a start.",
         {"message": _text("what, and what to do about it")},
-    ),  # fmt: skip
+    ),
     "worker.setup_failed": EventSpec(
-        "warning", "A worker could not run an attempt.",
+        "warning",
+        "A worker could not run an attempt.",
         {"error": _ERROR, "outcome": _text("what kind of failure", values=_OUTCOMES)},
-    ),  # fmt: skip
+    ),
     "worker.lost": EventSpec(
-        "warning", "A run, or a part of it, is gone.",
+        "warning",
+        "A run, or a part of it, is gone.",
         {"error": _ERROR, "outcome": _text("what kind of failure", values=_OUTCOMES)},
-    ),  # fmt: skip
+    ),
     "worker.reclaimed": EventSpec(
         "info", "Something that an earlier daemon left was ended or removed.", {"what": _text("what it was")}
     ),
     "watch.polling": EventSpec(
-        "warning", "inotify has no more to give; the folder is polled.",
+        "warning",
+        "inotify has no more to give; the folder is polled.",
         {"path": _text("the folder"), "error": _ERROR},
-    ),  # fmt: skip
+    ),
     "store.unavailable": EventSpec(
-        "error", "The store or the journal could not be used; it is tried again.",
+        "error",
+        "The store or the journal could not be used; it is tried again.",
         {"error": _ERROR, "delay_s": _number("until the next try", required=False, nullable=True)},
-    ),  # fmt: skip
+    ),
     "store.recovered": EventSpec(
         "info", "The store or the journal works again.", {"down_s": _number("for how long it did not")}
     ),
@@ -272,26 +288,24 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
     ),
     "log": EventSpec("warning", "Another library's record.", {"message": _text("what it says")}),
     "aws.instance_launched": EventSpec(
-        "info", "An instance was launched.",
+        "info",
+        "An instance was launched.",
         {"instance_id": _text("EC2's id"), "instance_type": _text("its type"), "spot": _flag("whether it is spot")},
-    ),  # fmt: skip
+    ),
     "aws.instance_terminated": EventSpec(
         "info", "An instance was terminated.", {"instance_id": _text("EC2's id"), "reason": _text("why")}
     ),
-    "aws.spot_interrupted": EventSpec(
-        "warning", "AWS takes a spot instance back.", {"instance_id": _text("EC2's id")}
-    ),
+    "aws.spot_interrupted": EventSpec("warning", "AWS takes a spot instance back.", {"instance_id": _text("EC2's id")}),
     "ssh.connected": EventSpec(
         "info", "A connection is open.", {"host": _text("the host"), "connect_s": _number("how long it took")}
     ),
     "ssh.lost": EventSpec("warning", "A connection broke.", {"host": _text("the host"), "error": _ERROR}),
     "dask.connected": EventSpec(
-        "info", "The scheduler is there.",
+        "info",
+        "The scheduler is there.",
         {"scheduler": _text("its address"), "workers": _whole("how many workers it has")},
-    ),  # fmt: skip
-    "dask.lost": EventSpec(
-        "warning", "The scheduler is gone.", {"scheduler": _text("its address"), "error": _ERROR}
     ),
+    "dask.lost": EventSpec("warning", "The scheduler is gone.", {"scheduler": _text("its address"), "error": _ERROR}),
 }
 """Every record that rampd writes, by name."""
 
@@ -361,16 +375,22 @@ def problems_of(record: Mapping[str, Any]) -> list[str]:
             if inner.required and (field in BASE or field in spec.fields):
                 problems.append(f"{name} lacks {field}")
             continue
-        value = record[field]
-        if value is None:
-            if not inner.nullable:
-                problems.append(f"{name}.{field} is null")
-        elif not isinstance(value, _TYPES[inner.type]) or (isinstance(value, bool) and inner.type != "boolean"):
-            problems.append(f"{name}.{field} is no {inner.type}: {value!r}")
-        elif inner.type == "array" and not all(isinstance(item, str) for item in value):
-            problems.append(f"{name}.{field} has items that are no texts")
-        elif inner.values and value not in inner.values:
-            problems.append(f"{name}.{field} is {value!r}, not one of {', '.join(inner.values)}")
+        problem = _problem_of(record[field], inner)
+        if problem:
+            problems.append(f"{name}.{field} {problem}")
     if name not in _ANY_LEVEL and record.get("level") != spec.level:
         problems.append(f"{name} has level {record.get('level')!r} instead of {spec.level!r}")
     return problems
+
+
+def _problem_of(value: Any, spec: FieldSpec) -> str:
+    """Return what is wrong with one value; empty for a good one."""
+    if value is None:
+        return "" if spec.nullable else "is null"
+    if not isinstance(value, _TYPES[spec.type]) or (isinstance(value, bool) and spec.type != "boolean"):
+        return f"is no {spec.type}: {value!r}"
+    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+        return "has items that are no texts"
+    if spec.values and value not in spec.values:
+        return f"is {value!r}, not one of {', '.join(spec.values)}"
+    return ""

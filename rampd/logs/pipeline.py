@@ -137,7 +137,7 @@ class _Pipeline:
         fields = {"count": count, "first_seq": first, "last_seq": last}
         return (self._render_console if self._console else _render_json)(head, fields, seq)
 
-    def _render_console(self, head: dict[str, Any], fields: dict[str, Any], seq: int) -> bytes:
+    def _render_console(self, head: dict[str, Any], fields: dict[str, Any], _seq: int) -> bytes:
         assert self._console is not None  # noqa: S101 -- the caller looked
         shown = {key: value if isinstance(value, str) else _as_json(value, 0) for key, value in fields.items()}
         record = {"timestamp": head["timestamp"], "level": head["level"], "event": head["event"], **shown}
@@ -186,7 +186,7 @@ def _known_type(value: object) -> object:
     raise TypeError
 
 
-def _as_json(value: Any, depth: int) -> Any:
+def _as_json(value: Any, depth: int) -> Any:  # noqa: C901, PLR0911 -- one rule a type, one after the other
     """Return something that JSON has, whatever `value` is: NaN and infinities are null, surrogates are escaped."""
     if value is None or isinstance(value, bool):
         return value

@@ -76,7 +76,7 @@ class LogStream:
         self._render_dropped = render
 
     def put(self, render: Render, rank: int, on_written: Callable[[], None] | None = None) -> None:
-        """Number a record and hand it to the writer. Never blocks on the reader, never raises for its sake.
+        """Give a record its number and hand it to the writer. Never blocks on the reader, never raises for its sake.
 
         Parameters
         ----------

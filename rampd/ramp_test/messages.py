@@ -1,4 +1,4 @@
-"""What a participant may see of a failure: a traceback or a sentence, never the rest of the log (it shows test scores)."""
+"""What a participant may see of a failure: a traceback or a sentence, never the log (it shows test scores)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def error_message(*, training_output: Path | None, log_path: Path | None, hide: 
 
 def _read_error_txt(training_output: Path) -> bytes:
     try:
-        folds = sorted(name for name in os.listdir(training_output) if name.startswith("fold_"))
+        folds = sorted(path.name for path in training_output.iterdir() if path.name.startswith("fold_"))
     except OSError:
         return b""
     for fold in folds[:1000]:

@@ -34,20 +34,21 @@ def check_npz(path: Path) -> None:
     name = path.name
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if not 0 < len(members) <= _MAX_MEMBERS:
-                raise BadResultsError(f"{name} has {len(members)} arrays.")
-            if len({member.filename for member in members}) != len(members):
-                raise BadResultsError(f"{name} has two arrays of one name.")
-            for member in members:
-                _check_member(archive, member, name)
+            _check_members(archive, name)
     except BadResultsError:
         raise
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error) as error:
         raise BadResultsError(f"{name} is no complete .npz file.") from error
 
 
-
+def _check_members(archive: zipfile.ZipFile, name: str) -> None:
+    members = archive.infolist()
+    if not 0 < len(members) <= _MAX_MEMBERS:
+        raise BadResultsError(f"{name} has {len(members)} arrays.")
+    if len({member.filename for member in members}) != len(members):
+        raise BadResultsError(f"{name} has two arrays of one name.")
+    for member in members:
+        _check_member(archive, member, name)
 
 
 def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> None:

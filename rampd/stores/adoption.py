@@ -72,9 +72,7 @@ def find_adoption(
         if predictions.is_dir() and any(predictions.iterdir()):
             scores = _read(predictions, read_scores)
             finished_at = predictions.stat().st_mtime
-            adoption.finished.append(
-                Finished(path.name, SubmissionState.SCORED, finished_at, seen.fingerprint, scores)
-            )
+            adoption.finished.append(Finished(path.name, SubmissionState.SCORED, finished_at, seen.fingerprint, scores))
         elif log_path.is_file():
             finished_at = log_path.stat().st_mtime
             adoption.finished.append(

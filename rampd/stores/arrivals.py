@@ -226,9 +226,7 @@ class Arrivals:
             return None
         try:
             try:
-                check_name(name)
-                if name == self._sandbox_dir:
-                    raise SubmissionRefusedError("sandbox", "the sandbox is never run")
+                self._check_name(name)
                 return look(path)
             except SubmissionRefusedError as refusal:
                 shown = printable(name)
@@ -240,6 +238,11 @@ class Arrivals:
                 return Rejection(name, shown, stamp, refusal.reason, str(refusal))
         except OSError:
             return None  # gone meanwhile, or not readable yet: the rescan comes back to it
+
+    def _check_name(self, name: str) -> None:
+        check_name(name)
+        if name == self._sandbox_dir:
+            raise SubmissionRefusedError("sandbox", "the sandbox is never run")
 
     def _is_settled(self, name: str, seen: Seen, *, complete: bool) -> bool:
         """Say whether a folder is complete; if not, when to look again."""

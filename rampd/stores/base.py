@@ -65,7 +65,7 @@ class SubmissionStore(ABC):
 
     @abstractmethod
     async def release_unheld(self, held: Collection[int]) -> Sequence[Submission]:
-        """Put back to `new` whatever is `sent_to_training` or `training` and not in `held`; return what was put back."""
+        """Put whatever is `sent_to_training` or `training` and not in `held` back to `new`, and return it."""
 
     @abstractmethod
     async def set_training(self, submission_id: int) -> None:

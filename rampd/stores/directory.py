@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from rampd import clock
-from rampd.database import Database
+from rampd.database import Database, Row
 from rampd.errors import StoreError, UnknownSubmissionError
 from rampd.models import StepScore, Submission
 from rampd.states import TRANSITIONS, SubmissionState
@@ -23,7 +23,6 @@ from rampd.stores.arrivals import Arrivals
 from rampd.stores.base import SubmissionStore
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from contextlib import AsyncExitStack
     from pathlib import Path
@@ -166,9 +165,7 @@ class DirectoryStore(SubmissionStore):
                     )
             await transaction.fetch("INSERT INTO facts VALUES ('adopted', ?)", (str(now),))
         if adoption is not None:
-            log.info(
-                "event.adopted", scored=adoption.scored, training_error=adoption.training_error, new=adoption.new
-            )
+            log.info("event.adopted", scored=adoption.scored, training_error=adoption.training_error, new=adoption.new)
 
     # What `Arrivals` writes.
 
@@ -213,9 +210,7 @@ class DirectoryStore(SubmissionStore):
 
     async def note_change(self, submission_id: int, name: str, state: SubmissionState, fingerprint: str) -> None:
         """Say once that a folder changed after its end."""
-        await self._database.run(
-            "UPDATE submissions SET fingerprint = ? WHERE id = ?", (fingerprint, submission_id)
-        )
+        await self._database.run("UPDATE submissions SET fingerprint = ? WHERE id = ?", (fingerprint, submission_id))
         log.info("submission.changed", submission=name, submission_id=submission_id, state=state)
 
     async def rejections(self) -> dict[str, str]:
@@ -369,7 +364,7 @@ class DirectoryStore(SubmissionStore):
         return {row["id"]: _loaded(row["scores"]) for row in rows}
 
 
-def _submission(row: sqlite3.Row) -> Submission:
+def _submission(row: Row) -> Submission:
     return Submission(
         id=row["id"],
         name=row["name"],

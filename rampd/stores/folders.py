@@ -120,5 +120,5 @@ class _Looking:
                 self.has_file = True
             elif not stat.S_ISLNK(info.st_mode):
                 raise SubmissionRefusedError("special_file", "a submission has files and folders only")
-            elif not stays_inside(os.readlink(entry.path), depth):
+            elif not stays_inside(os.readlink(entry.path), depth):  # noqa: PTH115 -- entries are no pathlib.Path
                 raise SubmissionRefusedError("escaping_link", "a link in the submission leads out of its folder")

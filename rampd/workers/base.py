@@ -129,7 +129,7 @@ class Worker(ABC, Generic[A]):
         The default asks `is_submission_finished` every `time_between_collection`; a worker that can be told
         (a process, a future) overrides it.
         """
-        while not await self.is_submission_finished(allocation):
+        while not await self.is_submission_finished(allocation):  # noqa: ASYNC110 -- nobody tells us: that is this default's point
             await asyncio.sleep(self.context.time_between_collection_s)
         return await self.exit_of(allocation)
 

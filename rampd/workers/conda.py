@@ -64,9 +64,7 @@ class CondaWorker(Worker[CondaAllocation]):
     config_model = CondaConfig
     allocation_model = CondaAllocation
 
-    def __init__(
-        self, config: WorkerConfig, context: WorkerContext, *, containment: Containment | None = None
-    ) -> None:
+    def __init__(self, config: WorkerConfig, context: WorkerContext, *, containment: Containment | None = None) -> None:
         super().__init__(config, context)
         self._environments = CondaEnvironments(context.deployment_dir)
         self._local = LocalRuns(containment)

@@ -57,7 +57,7 @@ class CondaEnvironments:
             There is none; it names those that there are.
         """
         if is_path(conda_env):
-            prefix = self._deployment_dir / Path(conda_env).expanduser()
+            prefix = self._deployment_dir / _expanded(conda_env)
             if not prefix.is_dir():
                 raise WorkerSetupError(f"worker.conda_env: there is no folder {prefix}", self.existing())
             return prefix
@@ -165,6 +165,10 @@ class CondaEnvironments:
 def is_path(conda_env: str) -> bool:
     """Return whether `conda_env` is a path rather than a name."""
     return "/" in conda_env or conda_env.startswith(("~", "."))
+
+
+def _expanded(path: str) -> Path:
+    return Path(path).expanduser()
 
 
 def find_tool() -> str | None:

@@ -259,4 +259,3 @@ async def _say(process: asyncio.subprocess.Process, line: bytes) -> None:
     with suppress(ConnectionError, RuntimeError):  # its end is noticed where it is read from
         process.stdin.write(line)
         await process.stdin.drain()
-

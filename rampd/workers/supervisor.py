@@ -271,4 +271,3 @@ def descendants() -> list[int]:
         found += below
         stack += below
     return found
-
