@@ -23,7 +23,6 @@ from rampd.lifecycle import attempt_submission
 from rampd.orders import Order, Orders
 from rampd.recovery import recover
 from rampd.state_lock import StateLock
-from rampd.states import SubmissionState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -240,14 +239,14 @@ async def run_one(settings: Settings, name: str, *, on_orders: Callable[[Orders]
         announcements = Announcements(event.journal)
         await recover(event, announcements=announcements)
         await event.store.scan()
-        submission = await event.store.get(name)
-        if submission.state.is_final:
+        claimed = await event.store.claim_named(name)
+        if claimed is None:
+            submission = await event.store.get(name)
             await event.journal.start_count_anew(submission.id)
             await event.store.requeue(submission.id)
-        others = [other.id for other in await event.store.list({SubmissionState.NEW}) if other.id != submission.id]
-        claimed = await event.store.claim(others)
+            claimed = await event.store.claim_named(name)
         if claimed is None:
-            raise RampdError(f"{name!r} is {submission.state} and cannot be run now")
+            raise RampdError(f"{name!r} cannot be run now")
         attempt = await event.journal.open_attempt(claimed, settings.worker.worker_type)
         orders = Orders()
         if on_orders is not None:

@@ -67,6 +67,7 @@ class Dispatcher:
         self._requests = Requests(event, self._runs, announcements=self._announcements)
         self._no_capacity_since: float | None = None
         self._settling = 0
+        self._settling_since: float | None = None
         self._status = 0
 
     @property
@@ -236,7 +237,12 @@ class Dispatcher:
     async def _note_settling(self) -> None:
         if self.event.store.settling != self._settling:
             self._settling = self.event.store.settling
-            await self._tell("settling", {"count": self._settling} if self._settling else None)
+            if not self._settling:
+                self._settling_since = None
+            elif self._settling_since is None:
+                self._settling_since = clock.wall()
+            fact = {"count": self._settling, "since": self._settling_since}
+            await self._tell("settling", fact if self._settling else None)
 
     async def _tell(self, key: str, fact: object | None) -> None:
         """Leave a fact for people in the journal; everything goes on without it."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rampd.stores.base import SubmissionStore
 
 ATTEMPTS_FOLDER = "attempts"
+STORE_FILE = "submissions.sqlite3"
+JOURNAL_FILE = "journal.sqlite3"
 
 
 def load_settings(path: Path, *, deployment_dir: Path | None = None) -> Settings:
@@ -87,7 +89,7 @@ def build_store(settings: Settings) -> SubmissionStore:
     """Return the event's store, not yet opened."""
     ramp, dispatcher = settings.ramp, settings.dispatcher
     return DirectoryStore(
-        dispatcher.state_dir / "submissions.sqlite3",
+        dispatcher.state_dir / STORE_FILE,
         submissions_dir=ramp.submissions_dir,
         predictions_dir=ramp.predictions_dir,
         logs_dir=ramp.logs_dir,
@@ -99,7 +101,7 @@ def build_store(settings: Settings) -> SubmissionStore:
 
 def build_journal(settings: Settings) -> Journal:
     """Return the event's journal, not yet opened."""
-    return Journal(settings.dispatcher.state_dir / "journal.sqlite3")
+    return Journal(settings.dispatcher.state_dir / JOURNAL_FILE)
 
 
 def build_worker(settings: Settings) -> Worker[Any]:

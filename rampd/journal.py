@@ -87,6 +87,19 @@ class Failures:
     """How many of the last ones found nothing to run on."""
 
 
+@dataclass(frozen=True, slots=True)
+class LatestAttempt:
+    """The latest attempt of a submission, in short."""
+
+    number: int
+    worker_type: str
+    launched_at: float | None
+    """Wall clock, seconds since the epoch."""
+    outcome: str | None
+    reason: str | None
+    """What the operator should know of its end."""
+
+
 class Journal:
     """One event's journal.
 
@@ -230,10 +243,15 @@ class Journal:
             )
         return [_attempt(row) for row in rows]
 
-    async def latest_attempts(self) -> dict[int, Attempt]:
-        """Return each submission's latest attempt, by the submission's id."""
-        rows = await self._database.fetch("SELECT *, max(number) FROM attempts GROUP BY submission_id")
-        return {row["submission_id"]: _attempt(row) for row in rows}
+    async def latest_attempts(self) -> dict[int, LatestAttempt]:
+        """Return as much of each submission's latest attempt as a table shows, by the submission's id."""
+        rows = await self._database.fetch(
+            """
+            SELECT submission_id, max(number), worker_type, launched_at, outcome, verdict ->> 'reason'
+            FROM attempts GROUP BY submission_id
+            """
+        )
+        return {row[0]: LatestAttempt(*row[1:]) for row in rows}
 
     async def failures(self, submission_id: int) -> Failures:
         """Return what the decided attempts of a submission came to since its count was last started anew."""
@@ -319,6 +337,10 @@ class Journal:
         """Return a fact, or None."""
         rows = await self._database.fetch("SELECT value FROM facts WHERE key = ?", (key,))
         return json.loads(rows[0]["value"]) if rows else None
+
+    async def facts(self) -> dict[str, Any]:
+        """Return every fact."""
+        return {row["key"]: json.loads(row["value"]) for row in await self._database.fetch("SELECT * FROM facts")}
 
     async def delete(self, key: str) -> None:
         """Drop a fact; silent if there is none."""

@@ -62,6 +62,8 @@ class FolderWatch:
         self._reader: asyncio.Task[None] | None = None
         self._found = Changes()
         self._arrived = asyncio.Event()
+        self._poll_at: float | None = None
+        """On the loop's clock: kept by a call that is cancelled, or a caller in a hurry would never see a poll."""
 
     @property
     def is_polling(self) -> bool:
@@ -101,7 +103,11 @@ class FolderWatch:
         """Return what happened, as soon as something has; a polling watch returns at every interval."""
         self._begin()
         if self._inotify is None and not self._arrived.is_set():
-            await asyncio.sleep(self._interval_s)
+            now = asyncio.get_running_loop().time()
+            if self._poll_at is None:
+                self._poll_at = now + self._interval_s
+            await asyncio.sleep(self._poll_at - now)
+            self._poll_at = None
             return Changes(rescan=True)
         await self._arrived.wait()
         self._arrived.clear()

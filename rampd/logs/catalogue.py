@@ -176,6 +176,7 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
                     "bad_name",
                     "dangling_link",
                     "escaping_link",
+                    "hard_link",
                     "link",
                     "not_a_folder",
                     "sandbox",

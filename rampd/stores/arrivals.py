@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from contextlib import suppress
@@ -46,6 +47,8 @@ class Rejection:
     """Something in submissions_dir that is no submission."""
 
     name: str
+    key: str
+    """The name as ASCII, one key a name: two names may be shown alike."""
     shown: str
     """The name as it can be logged."""
     stamp: str
@@ -79,7 +82,7 @@ class Registry(Protocol):
     async def note_change(self, submission_id: int, name: str, state: SubmissionState, fingerprint: str) -> None: ...  # noqa: D102
     async def rejections(self) -> dict[str, str]: ...  # noqa: D102
     async def reject(self, rejections: Sequence[Rejection]) -> None: ...  # noqa: D102
-    async def unreject(self, names: Iterable[str]) -> None: ...  # noqa: D102
+    async def unreject(self, keys: Iterable[str]) -> None: ...  # noqa: D102
 
 
 class Arrivals:
@@ -148,7 +151,7 @@ class Arrivals:
         now = time.monotonic()
         for name in names:
             if not is_ignored(name):
-                self._pending.setdefault(name, _Pending("", now, has_file=False, due=now))
+                self._pending.setdefault(name, _Pending("", now, has_file=False, due=now)).due = now
 
     async def scan(self) -> None:
         """Look at everything once: new names, ended ones that changed, waiting ones that went."""
@@ -162,6 +165,24 @@ class Arrivals:
         for name in [name for name in self._pending if name not in names]:
             del self._pending[name]
 
+    async def admit(self, name: str) -> None:
+        """Register one folder at once, by the operator's word: unsettled or the sandbox, but nothing that is refused.
+
+        Raises
+        ------
+        SubmissionRefusedError
+            It is no submission.
+        """
+        if name in await self._registry.known():
+            return
+        check_name(name)
+        try:
+            seen = await asyncio.to_thread(look, self._submissions_dir / name)
+        except FileNotFoundError:
+            return
+        if seen.has_file:
+            await self._registry.register([Arrival(name, seen.fingerprint, seen.newest)])
+
     def _list_names(self) -> set[str]:
         try:
             with os.scandir(self._submissions_dir) as entries:
@@ -172,15 +193,16 @@ class Arrivals:
 
     async def _forget_gone(self, names: set[str], known: dict[str, tuple[int, SubmissionState, str]]) -> None:
         for name, (submission_id, state, _) in known.items():
-            if state is SubmissionState.NEW and name not in names:
+            # The sandbox has a row only where `rampctl run` made one, and never waits for a daemon.
+            if state is SubmissionState.NEW and (name not in names or name == self._sandbox_dir):
                 await self._registry.forget(submission_id, name)
         rejected = await self._rejections()
-        shown = {printable(name) for name in names}
-        gone = [name for name in rejected if name not in shown]
+        keys = {ascii(name) for name in names}
+        gone = [key for key in rejected if key not in keys]
         if gone:
             await self._registry.unreject(gone)
-            for name in gone:
-                del rejected[name]
+            for key in gone:
+                del rejected[key]
 
     async def _rejections(self) -> dict[str, str]:
         if self._rejected is None:
@@ -208,7 +230,7 @@ class Arrivals:
                         self._pending.pop(name, None)
             if rejections:
                 await self._registry.reject(rejections)
-                rejected.update((one.shown, one.stamp) for one in rejections)
+                rejected.update((one.key, one.stamp) for one in rejections)
             if arrivals:
                 arrivals.sort(key=lambda arrival: (arrival.newest, arrival.name))
                 known_before = await self._registry.register(arrivals)
@@ -229,13 +251,13 @@ class Arrivals:
                 self._check_name(name)
                 return look(path)
             except SubmissionRefusedError as refusal:
-                shown = printable(name)
+                key = ascii(name)
                 info = path.lstat()
                 # The sandbox is rejected once and for all, however often it is edited.
                 stamp = refusal.reason if refusal.reason == "sandbox" else f"{info.st_ino}:{info.st_ctime_ns}"
-                if rejected.get(shown) == stamp:
+                if rejected.get(key) == stamp:
                     return None
-                return Rejection(name, shown, stamp, refusal.reason, str(refusal))
+                return Rejection(name, key, printable(name), stamp, refusal.reason, str(refusal))
         except OSError:
             return None  # gone meanwhile, or not readable yet: the rescan comes back to it
 
@@ -263,16 +285,20 @@ class Arrivals:
         if seen.has_file and age_s < 0 and unchanged_s >= self._settle_time_s:
             return True
         if unchanged_s > _STALE_S:
-            del self._pending[name]
+            pending.due = math.inf
             return False
         left_s = self._settle_time_s - (max(0.0, age_s) if seen.has_file else 0.0)
-        pending.due = now + min(max(left_s, 0.005), max(self._settle_time_s, 0.005))
+        # What has no file yet is looked at less and less often: it may never have one.
+        rarer_s = 0.0 if seen.has_file else unchanged_s / 10
+        pending.due = now + max(min(left_s, self._settle_time_s), rarer_s, 0.005)
         return False
 
     async def _note_replaced(self, arrivals: Sequence[Arrival]) -> None:
         """Say of what was renamed over an ended submission that it changed."""
         known = await self._registry.known() if arrivals else {}
         for arrival in arrivals:
+            if arrival.name not in known:
+                continue  # a claim has forgotten it meanwhile: the rescan finds it anew
             submission_id, state, fingerprint = known[arrival.name]
             if state.is_final and fingerprint != arrival.fingerprint:
                 await self._registry.note_change(submission_id, arrival.name, state, arrival.fingerprint)

@@ -60,6 +60,23 @@ class SubmissionStore(ABC):
         """
 
     @abstractmethod
+    async def claim_named(self, name: str) -> Submission | None:
+        """Take one submission whatever its place, one that has not been found yet and the sandbox included.
+
+        Returns
+        -------
+        Submission or None
+            None where it is not `new`.
+
+        Raises
+        ------
+        UnknownSubmissionError
+            There is none of that name.
+        SubmissionRefusedError
+            What is there is no submission.
+        """
+
+    @abstractmethod
     async def release(self, submission_id: int) -> None:
         """Put a claimed or running submission back to `new`; it keeps its place in the queue."""
 

@@ -106,6 +106,7 @@ class DirectoryStore(SubmissionStore):
         self.scanned = asyncio.Event()
         self._database = Database(path, schema=_SCHEMA)
         self._submissions_dir = submissions_dir
+        self._sandbox_dir = sandbox_dir
         self._adoption_from = (submissions_dir, predictions_dir, logs_dir, sandbox_dir, read_scores)
         self._arrivals = Arrivals(
             self,
@@ -214,22 +215,22 @@ class DirectoryStore(SubmissionStore):
         log.info("submission.changed", submission=name, submission_id=submission_id, state=state)
 
     async def rejections(self) -> dict[str, str]:
-        """Return the stamps of what was rejected, by printable name."""
+        """Return the stamps of what was rejected, by key."""
         return {row["name"]: row["stamp"] for row in await self._database.fetch("SELECT * FROM rejections")}
 
     async def reject(self, rejections: Sequence[Rejection]) -> None:
         """Say once of each thing that it is no submission."""
         async with self._database.transaction() as transaction:
             await transaction.run_many(
-                "INSERT OR REPLACE INTO rejections VALUES (?, ?)", [(one.shown, one.stamp) for one in rejections]
+                "INSERT OR REPLACE INTO rejections VALUES (?, ?)", [(one.key, one.stamp) for one in rejections]
             )
         for one in rejections:
             log.warning("submission.rejected", name=one.shown, reason=one.reason, message=one.message)
 
-    async def unreject(self, names: Iterable[str]) -> None:
+    async def unreject(self, keys: Iterable[str]) -> None:
         """Forget rejected things that are gone."""
         await self._database.run(
-            "DELETE FROM rejections WHERE name IN (SELECT value FROM json_each(?))", (json.dumps(list(names)),)
+            "DELETE FROM rejections WHERE name IN (SELECT value FROM json_each(?))", (json.dumps(list(keys)),)
         )
 
     # The contract.
@@ -241,10 +242,11 @@ class DirectoryStore(SubmissionStore):
                 """
                 UPDATE submissions SET state = 'sent_to_training', state_at = ? WHERE id = (
                     SELECT id FROM submissions
-                    WHERE state = 'new' AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY place LIMIT 1
+                    WHERE state = 'new' AND name <> ? AND id NOT IN (SELECT value FROM json_each(?))
+                    ORDER BY place LIMIT 1
                 ) RETURNING *
                 """,
-                (clock.wall(), json.dumps(list(skip))),
+                (clock.wall(), self._sandbox_dir, json.dumps(list(skip))),
             )
             if not rows:
                 return None
@@ -252,6 +254,18 @@ class DirectoryStore(SubmissionStore):
             if self.submission_dir(submission).is_dir():
                 return submission
             await self.forget(submission.id, submission.name)
+
+    async def claim_named(self, name: str) -> Submission | None:
+        """Claim one; see `SubmissionStore.claim_named`."""
+        await self._arrivals.admit(name)
+        rows = await self._database.fetch(
+            """
+            UPDATE submissions SET state = 'sent_to_training', state_at = ? WHERE name = ? AND state = 'new'
+            RETURNING *
+            """,
+            (clock.wall(), (await self.get(name)).name),
+        )
+        return _submission(rows[0]) if rows else None
 
     async def release(self, submission_id: int) -> None:
         """Put back; see `SubmissionStore.release`."""

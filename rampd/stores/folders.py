@@ -117,6 +117,8 @@ class _Looking:
             if stat.S_ISDIR(info.st_mode):
                 self.walk(entry.path, f"{name}/", depth + 1)
             elif stat.S_ISREG(info.st_mode):
+                if info.st_nlink > 1:
+                    raise SubmissionRefusedError("hard_link", "a file in the submission has several hard links")
                 self.has_file = True
             elif not stat.S_ISLNK(info.st_mode):
                 raise SubmissionRefusedError("special_file", "a submission has files and folders only")

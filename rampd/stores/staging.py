@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rampd.errors import RampdError, StoreError, SubmissionRefusedError
@@ -41,20 +43,37 @@ def stage_submission(source: Path, submissions_dir: Path, name: str, *, replace:
     if not seen.has_file:
         raise SubmissionRefusedError("empty", "the folder has no file in it")
     final = submissions_dir / name
+    already = f"there is a submission named {name!r} already; --replace replaces it"
     if os.path.lexists(final) and not replace:
-        raise AlreadySubmittedError(f"there is a submission named {name!r} already; --replace replaces it")
+        raise AlreadySubmittedError(already)
     staging = submissions_dir / f".submit-{secrets.token_hex(6)}"
     try:
         submissions_dir.mkdir(parents=True, exist_ok=True)
         copy_tree(source, staging, max_bytes=_MAX_BYTES, max_files=_MAX_FILES, keep_links=True)
         _sync(staging)
-        swap_into_place(staging, final)
+        if replace:
+            swap_into_place(staging, final)
+        else:
+            _rename_onto_nothing(staging, final, already)
+    except AlreadySubmittedError:
+        raise
     except UnsafeTreeError as error:
         raise SubmissionRefusedError("unsafe", str(error)) from error
     except (OSError, RampdError) as error:
         raise StoreError(f"{submissions_dir}: {error}") from error
     finally:
-        remove_tree(staging)
+        with suppress(OSError):  # what could not be written can hardly be removed
+            remove_tree(staging)
+
+
+def _rename_onto_nothing(staging: Path, final: Path, already: str) -> None:
+    """Rename, unless somebody else was quicker: rename(2) never replaces a folder that has something in it."""
+    try:
+        staging.rename(final)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise AlreadySubmittedError(already) from error
+        raise
 
 
 def _sync(folder: Path) -> None:

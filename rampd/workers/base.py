@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from rampd.config import WorkerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from contextlib import AsyncExitStack
     from pathlib import Path
 
@@ -79,6 +79,10 @@ class Worker(ABC, Generic[A]):
     def describe(self) -> Mapping[str, object]:
         """Return facts for `daemon.started`, such as which containment is in force. Known after `open`."""
         return {}
+
+    def warnings(self) -> Sequence[str]:
+        """Return what an operator should know before submissions run here, a sentence each. Known after `open`."""
+        return ()
 
     async def check(self) -> None:
         """Look whether submissions of this event can run at all. Cheap: asked before a run and while held.

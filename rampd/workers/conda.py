@@ -24,7 +24,7 @@ from rampd.workers.containment import Containment, Identity, identity_of
 from rampd.workers.local_runs import LocalRun, LocalRuns
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from contextlib import AsyncExitStack
 
     from rampd.workers.supervisor import Spec
@@ -86,17 +86,17 @@ class CondaWorker(Worker[CondaAllocation]):
         self._identity = identity_of(self.config.run_as)
         self._user = self._identity.name if self._identity else pwd.getpwuid(os.geteuid()).pw_name
         await self._local.open(stack)
-        message = self._uncontained()
-        if message:
+        for message in self.warnings():
             log.warning("worker.uncontained", message=message)
 
-    def _uncontained(self) -> str:
+    def warnings(self) -> Sequence[str]:
+        """Return what the platform does not protect from submissions."""
         if self._identity is not None:
-            return ""
+            return ()
         who = "root: they can read and change everything on this machine"
         if os.geteuid() != 0:
             who = "the daemon's own user: they can read its config and one another"
-        return f"submissions run as {who}; start the daemon as root with worker.run_as naming a user of their own"
+        return (f"submissions run as {who}; start the daemon as root with worker.run_as naming a user of their own",)
 
     def describe(self) -> Mapping[str, object]:
         """Return how runs are contained, and as whom they run."""
