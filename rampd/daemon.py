@@ -17,10 +17,11 @@ from rampd import clock
 from rampd.announcements import Announcements
 from rampd.conclusion import bound_fields
 from rampd.dispatcher import Dispatcher
-from rampd.errors import ConfigError, LockedError, RampdError
+from rampd.errors import ConfigError, RampdError
 from rampd.event import Event, load_settings, make_folders
+from rampd.exit_statuses import EX_FAILED, EX_OK
 from rampd.lifecycle import attempt_submission
-from rampd.orders import Order, Orders
+from rampd.orders import Orders
 from rampd.recovery import recover
 from rampd.state_lock import StateLock
 
@@ -32,11 +33,6 @@ if TYPE_CHECKING:
     from rampd.models import Submission
 
 log = structlog.get_logger("rampd.daemon")
-
-EX_OK = 0
-EX_FAILED = 1
-EX_TEMPFAIL = os.EX_TEMPFAIL
-EX_CONFIG = os.EX_CONFIG
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -255,6 +251,3 @@ async def run_one(settings: Settings, name: str, *, on_orders: Callable[[Orders]
             await attempt_submission(event, claimed, attempt, orders, announcements=announcements)
         await announcements.settle()
         return await event.store.get(name)
-
-
-__all__ = ["EX_CONFIG", "EX_FAILED", "EX_OK", "EX_TEMPFAIL", "LockedError", "Order", "run_one", "serve"]

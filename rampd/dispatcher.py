@@ -17,6 +17,7 @@ from rampd import clock
 from rampd.announcements import Announcements
 from rampd.conclusion import bound_fields, persist
 from rampd.errors import StoreError
+from rampd.event import WAKE_FILE
 from rampd.hold import CHECK_INTERVAL_S, Hold
 from rampd.judging import backoff_s
 from rampd.lifecycle import Parked, attempt_submission
@@ -35,9 +36,6 @@ log = structlog.get_logger("rampd.dispatcher")
 
 _INTERRUPTION_S = 20.0
 """How long an interrupted run may take to end: TERM, 5 s, KILL, and the writes after it."""
-
-WAKE_FILE = "wake"
-"""`rampctl` touches it in state_dir after a request."""
 
 
 class Dispatcher:

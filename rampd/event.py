@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ATTEMPTS_FOLDER = "attempts"
 STORE_FILE = "submissions.sqlite3"
 JOURNAL_FILE = "journal.sqlite3"
+WAKE_FILE = "wake"
+"""`rampctl` touches it in state_dir after a request."""
 
 
 def load_settings(path: Path, *, deployment_dir: Path | None = None) -> Settings:

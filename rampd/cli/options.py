@@ -11,19 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rampd.cli import output
-from rampd.daemon import EX_CONFIG, EX_FAILED, EX_TEMPFAIL
 from rampd.errors import ConfigError, LockedError, RampdError, SubmissionRefusedError, UnknownSubmissionError
 from rampd.event import load_settings
+from rampd.exit_statuses import EX_CONFIG, EX_FAILED, EX_INTERRUPTED, EX_TEMPFAIL, EX_USAGE
 from rampd.stores.staging import AlreadySubmittedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from rampd.config import Settings
-
 T = TypeVar("T")
 
-EX_USAGE = 2
 _USAGE_ERRORS = (UnknownSubmissionError, AlreadySubmittedError, SubmissionRefusedError)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -76,13 +73,8 @@ def reported(main: Callable[[], None]) -> None:
         output.warn(str(error))
         sys.exit(EX_FAILED)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(EX_INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe (head, say) has seen enough.
         sys.stderr.close()
         sys.exit(0)
-
-
-def settings_of(config: Path, deployment_dir: Path | None) -> Settings:
-    """Return an event's settings; see `load_settings`."""
-    return load_settings(config, deployment_dir=deployment_dir)

@@ -14,9 +14,11 @@ import uvloop
 
 import rampd
 from rampd import logs
-from rampd.daemon import EX_CONFIG, EX_FAILED, EX_TEMPFAIL, serve
+from rampd.daemon import serve
 from rampd.errors import ConfigError, LockedError
 from rampd.event import load_settings
+from rampd.exit_statuses import EX_CONFIG, EX_FAILED, EX_TEMPFAIL
+from rampd.operations.doctor import first_start
 
 if TYPE_CHECKING:
     from rampd.logs import LogStream
@@ -86,6 +88,8 @@ def _check(configs: tuple[Path, ...], deployment_dir: Path | None) -> int:
             continue
         for warning in settings.warnings:
             click.echo(f"{config}: warning: {warning}", err=True)
+        if adopted := first_start(settings):
+            click.echo(f"{config}: note: {adopted}", err=True)
         click.echo(json.dumps(settings.masked(), indent=2, ensure_ascii=False, default=str))
     return status
 

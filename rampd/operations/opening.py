@@ -6,9 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rampd.dispatcher import WAKE_FILE
 from rampd.errors import StoreError
-from rampd.event import JOURNAL_FILE, STORE_FILE, build_journal, build_store
+from rampd.event import JOURNAL_FILE, STORE_FILE, WAKE_FILE, build_journal, build_store
 from rampd.state_lock import is_held
 
 if TYPE_CHECKING:

@@ -138,6 +138,19 @@ class StoreContract(ABC):
             await store.set_training(gone.id)
             assert sum((await store.counts()).values()) == 1
 
+    async def test_a_claim_by_name_passes_the_queue(self, tmp_path: Path) -> None:
+        """The operator's choice is taken whatever its place, and only while it is new."""
+        async with self.open_store(tmp_path) as store:
+            for name in ("first", "chosen", "last"):
+                await self.add(store, name)
+            chosen = await store.claim_named("chosen")
+            assert chosen is not None
+            assert (chosen.name, chosen.state) == ("chosen", SubmissionState.SENT_TO_TRAINING)
+            assert await store.claim_named("chosen") is None
+            assert [one.name for one in await store.list([SubmissionState.NEW])] == ["first", "last"]
+            with pytest.raises(UnknownSubmissionError):
+                await store.claim_named("missing")
+
     async def test_release_keeps_the_place(self, tmp_path: Path) -> None:
         """What is put back runs before those that came after it."""
         async with self.open_store(tmp_path) as store:

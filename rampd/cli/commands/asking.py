@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rampd.cli import options, output
-from rampd.daemon import EX_FAILED
+from rampd.exit_statuses import EX_FAILED
 from rampd.operations import asking
 from rampd.states import RequestKind
 

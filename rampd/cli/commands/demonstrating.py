@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rampd.cli import output
-from rampd.daemon import EX_FAILED, EX_OK
 from rampd.demo import DemoError, deployment, environment, serving
 from rampd.event import load_settings
+from rampd.exit_statuses import EX_FAILED, EX_OK
 from rampd.operations.results import leaderboard
 from rampd.operations.status import look_at_submission
 
