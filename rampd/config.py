@@ -89,7 +89,7 @@ SecondsOrZero = Annotated[float, BeforeValidator(_no_bool), Field(ge=0), AfterVa
 class Section(BaseModel):
     """Base of every part of a config: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
 
 S = TypeVar("S", bound=Section)

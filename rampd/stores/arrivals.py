@@ -182,6 +182,7 @@ class Arrivals:
             return
         if seen.has_file:
             await self._registry.register([Arrival(name, seen.fingerprint, seen.newest)])
+            self._pending.pop(name, None)
 
     def _list_names(self) -> set[str]:
         try:

@@ -212,7 +212,7 @@ class DirectoryStore(SubmissionStore):
     async def note_change(self, submission_id: int, name: str, state: SubmissionState, fingerprint: str) -> None:
         """Say once that a folder changed after its end."""
         await self._database.run("UPDATE submissions SET fingerprint = ? WHERE id = ?", (fingerprint, submission_id))
-        log.info("submission.changed", submission=name, submission_id=submission_id, state=state)
+        log.warning("submission.changed", submission=name, submission_id=submission_id, state=state)
 
     async def rejections(self) -> dict[str, str]:
         """Return the stamps of what was rejected, by key."""
