@@ -140,14 +140,16 @@ def _remove(folders: list[Path]) -> None:
 
 async def _tear_down(event: Event, attempt: Attempt, allocation: Allocation | None) -> None:
     """Give the allocation back. What cannot be given back now is reclaimed at the next start."""
-    if allocation is None and attempt.allocation is not None:
-        allocation = event.worker.allocation_model.model_validate_json(attempt.allocation)
-    if allocation is None:
-        return
     try:
-        await event.worker.teardown(allocation)
+        if allocation is None and attempt.allocation is not None:
+            allocation = event.worker.allocation_model.model_validate_json(attempt.allocation)
+        if allocation is not None:
+            await event.worker.teardown(allocation)
     except (WorkerError, OSError) as error:
         log.warning("worker.lost", error=f"teardown failed: {error}", outcome=Outcome.PLATFORM_ERROR)
+    except Exception:
+        # The outcome stands, whatever the worker stumbles over, and whichever worker wrote the allocation.
+        log.exception("lifecycle.failed")
 
 
 async def persist(write: Callable[[], Awaitable[T]], what: str) -> T:

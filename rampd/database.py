@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Row = sqlite3.Row
 """What `fetch` returns: values by column name."""
 
+_CACHE_KIB = 256
+"""Rows are few and looked at once; the default, 2 MB a file, would only make the daemon larger."""
 _BUSY_TIMEOUT_MS = 15_000
 """Longer than the 10 s for which a backup tool may hold the file."""
 
@@ -67,7 +69,13 @@ class Database:
         mode = "rwc" if create else "rw"
         uri = f"{self.path.absolute().as_uri()}?mode={mode}"
         with self._translated():
-            connection = await aiosqlite.connect(uri, uri=True, isolation_level=None)
+            connecting = aiosqlite.connect(uri, uri=True, isolation_level=None)
+            try:
+                connection = await connecting
+            except BaseException:
+                # aiosqlite only asks its thread to end, which then speaks to a loop that may be closed by now.
+                await asyncio.to_thread(connecting._thread.join)  # noqa: SLF001 -- there is no other way to wait for it
+                raise
             stack.push_async_callback(connection.close)
             connection.row_factory = sqlite3.Row
             self._connection = connection
@@ -75,6 +83,7 @@ class Database:
             await connection.execute("PRAGMA journal_mode=WAL")
             await connection.execute("PRAGMA synchronous=FULL")
             await connection.execute("PRAGMA foreign_keys=ON")
+            await connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
             await self._check()
 
     async def _check(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tenacity import wait_random_exponential
@@ -133,6 +133,13 @@ def weigh(verdict: Verdict, failures: Failures, *, max_attempts: int) -> Prospec
         return Prospect(final=False)
     tries = used if outcome.is_counted else failures.no_capacity_in_a_row + 1
     return Prospect(final=False, delay_s=backoff_s(tries))
+
+
+def last_word(verdict: Verdict) -> Verdict:
+    """Return a verdict that is final: an attempt that was interrupted once too often is the platform's failure."""
+    if verdict.outcome is Outcome.INTERRUPTED:
+        return replace(verdict, outcome=Outcome.PLATFORM_ERROR)
+    return verdict
 
 
 @dataclass(frozen=True, slots=True)

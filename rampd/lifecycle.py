@@ -122,6 +122,8 @@ async def attempt_submission(
     if verdict.outcome.is_retryable:
         failures = await persist(partial(event.journal.failures, submission.id), "earlier attempts")
         prospect = judging.weigh(verdict, failures, max_attempts=event.settings.worker.max_attempts)
+    if prospect.final:
+        verdict = judging.last_word(verdict)
     timings = progress.timings
     finished = finished_fields(
         event,
@@ -204,7 +206,8 @@ async def _run(event: Event, progress: _Progress) -> None:
         progress.allocation = allocation = await orders.obeyed(worker.launch_submission(job, allocation))
         progress.attempt = await journal.record_launch(attempt.id, allocation.model_dump_json())
         log.info("submission.started", **_whereabouts(allocation))
-        await event.store.set_training(job.submission_id)
+    # A run that was taken over as well: the last daemon may have been killed before it said so.
+    await event.store.set_training(job.submission_id)
     try:
         await _wait(event, progress, allocation)
     finally:

@@ -20,7 +20,7 @@ from rampd.conclusion import (
 )
 from rampd.errors import UnknownSubmissionError
 from rampd.files import remove_tree
-from rampd.judging import weigh
+from rampd.judging import last_word, weigh
 from rampd.models import Submission, Verdict
 from rampd.states import Outcome, Step, SubmissionState
 
@@ -97,6 +97,8 @@ async def _interrupt(event: Event, submission: Submission, attempt: Attempt, *, 
     failures = await persist(partial(event.journal.failures, submission.id), "earlier attempts")
     # A submission that takes the whole daemon down each time must come to an end as well.
     final = weigh(verdict, failures, max_attempts=event.settings.worker.max_attempts).final
+    if final:
+        verdict = last_word(verdict)
     finished = finished_fields(event, submission, attempt, verdict, final=final)
     decided = await persist(
         partial(event.journal.decide, attempt.id, verdict, final=final, finished=finished), "an outcome"

@@ -18,7 +18,8 @@ from rampd.logs import pipeline, problems_of
 from support.leaks import Snapshot, adopt_orphans, unfinished_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
+    from typing import NoReturn
 
     Record = dict[str, Any]
 
@@ -46,8 +47,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def orphans_are_ours() -> None:
-    """Let `nothing_left_over` see what a killed daemon leaves."""
+    """Let `nothing_left_over` see what a killed daemon leaves, and nothing that no test made."""
     adopt_orphans()
+    # looptime asks for the present loop before every test; asyncio would make one for the first, and keep it.
+    asyncio.set_event_loop(None)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +77,7 @@ def log_records(nothing_left_over: None) -> Iterator[list[Record]]:
     """
     records: list[Record] = []
 
-    def keep(_: object, method: str, fields: Record) -> Record:
+    def keep(_: object, method: str, fields: MutableMapping[str, Any]) -> NoReturn:
         record = dict(fields)
         if written := record.pop("on_written", None):
             written()

@@ -175,8 +175,7 @@ def _render_json(head: dict[str, Any], fields: dict[str, Any], seq: int) -> byte
 
 
 def _dumps(value: object) -> bytes:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_known_type)
-    return f"{text}\n".encode()
+    return f"{_ENCODER.encode(value)}\n".encode()
 
 
 def _known_type(value: object) -> object:
@@ -184,6 +183,10 @@ def _known_type(value: object) -> object:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise TypeError
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_known_type)
+"""Made once: `json.dumps` would make one a record."""
 
 
 def _as_json(value: Any, depth: int) -> Any:  # noqa: C901, PLR0911 -- one rule a type, one after the other

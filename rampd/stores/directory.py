@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
-import math
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,11 +15,12 @@ import structlog
 from rampd import clock
 from rampd.database import Database, Row
 from rampd.errors import StoreError, UnknownSubmissionError
-from rampd.models import StepScore, Submission
+from rampd.models import Submission
 from rampd.states import TRANSITIONS, SubmissionState
 from rampd.stores.adoption import Adoption, find_adoption
 from rampd.stores.arrivals import Arrivals
 from rampd.stores.base import SubmissionStore
+from rampd.stores.score_text import dump_scores, load_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -156,7 +156,7 @@ class DirectoryStore(SubmissionStore):
         async with self._database.transaction() as transaction:
             if adoption is not None:
                 for place, found in enumerate(adoption.finished, start=1):
-                    at, scores = found.finished_at, _dumped(found.scores)
+                    at, scores = found.finished_at, dump_scores(found.scores)
                     await transaction.fetch(
                         """
                         INSERT INTO submissions (name, state, queued_at, place, state_at, scores, fingerprint)
@@ -178,19 +178,20 @@ class DirectoryStore(SubmissionStore):
     async def register(self, arrivals: Sequence[Arrival]) -> set[str]:
         """Put new submissions into the queue, in the order given; return the names that were known already."""
         now = clock.wall()
-        added: list[tuple[int, str]] = []
         async with self._database.transaction() as transaction:
             (waiting,) = await transaction.fetch("SELECT count(*) AS n FROM submissions WHERE state = 'new'")
-            for arrival in arrivals:
-                rows = await transaction.fetch(
-                    """
-                    INSERT INTO submissions (name, state, queued_at, place, state_at, fingerprint)
-                    SELECT ?, 'new', ?, coalesce(max(place), 0) + 1, ?, ? FROM submissions WHERE true
-                    ON CONFLICT DO NOTHING RETURNING id
-                    """,
-                    (arrival.name, now, now, arrival.fingerprint),
-                )
-                added += [(row["id"], arrival.name) for row in rows]
+            # One statement for all: each costs a journey to the database's thread.
+            rows = await transaction.fetch(
+                """
+                INSERT INTO submissions (name, state, queued_at, place, state_at, fingerprint)
+                SELECT value ->> 0, 'new', :now, (SELECT coalesce(max(place), 0) FROM submissions) + key + 1, :now,
+                    value ->> 1
+                FROM json_each(:arrivals) WHERE true ORDER BY key
+                ON CONFLICT DO NOTHING RETURNING id, name
+                """,
+                {"now": now, "arrivals": json.dumps([(one.name, one.fingerprint) for one in arrivals])},
+            )
+        added = sorted((row["id"], row["name"]) for row in rows)
         for position, (submission_id, name) in enumerate(added, start=waiting["n"] + 1):
             bound = log.bind(submission=name, submission_id=submission_id)
             bound.info("submission.detected")
@@ -295,7 +296,7 @@ class DirectoryStore(SubmissionStore):
 
     async def set_scored(self, submission_id: int, scores: Scores) -> None:
         """Keep scores and say `scored`, at once."""
-        await self._move(submission_id, SubmissionState.SCORED, scores=_dumped(scores))
+        await self._move(submission_id, SubmissionState.SCORED, scores=dump_scores(scores))
 
     async def set_failed(self, submission_id: int, state: SubmissionState, error_msg: str) -> None:
         """Say that it failed, and why; drops older scores."""
@@ -375,7 +376,7 @@ class DirectoryStore(SubmissionStore):
     async def scores(self) -> Mapping[int, Scores]:
         """Return the scores of every scored submission."""
         rows = await self._database.fetch("SELECT id, scores FROM submissions WHERE state = 'scored' ORDER BY id")
-        return {row["id"]: _loaded(row["scores"]) for row in rows}
+        return {row["id"]: load_scores(row["scores"]) for row in rows}
 
 
 def _submission(row: Row) -> Submission:
@@ -387,33 +388,3 @@ def _submission(row: Row) -> Submission:
         state_at=row["state_at"],
         error_msg=row["error_msg"],
     )
-
-
-def _dumped(scores: Scores) -> str:
-    plain = {
-        score: {
-            step: {"mean": _kept(figures.mean), "std": _kept(figures.std), "bagged": _kept(figures.bagged)}
-            for step, figures in steps.items()
-        }
-        for score, steps in scores.items()
-    }
-    return json.dumps(plain, allow_nan=False)
-
-
-def _kept(value: float | None) -> float | str | None:
-    return str(value) if value is not None and not math.isfinite(value) else value
-
-
-def _loaded(text: str | None) -> Scores:
-    plain = json.loads(text) if text else {}
-    return {
-        score: {
-            step: StepScore(
-                float(figures["mean"]),
-                float(figures["std"]),
-                None if figures["bagged"] is None else float(figures["bagged"]),
-            )
-            for step, figures in steps.items()
-        }
-        for score, steps in plain.items()
-    }

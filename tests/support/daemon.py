@@ -127,9 +127,7 @@ class RampdProcess:
         """Return the canonical line of each named submission, waiting for them."""
         deadline = time.monotonic() + timeout_s
         return {
-            name: self.wait_for(
-                "submission.finished", submission=name, timeout_s=max(0.1, deadline - time.monotonic())
-            )
+            name: self.wait_for("submission.finished", submission=name, timeout_s=max(0.1, deadline - time.monotonic()))
             for name in names
         }
 

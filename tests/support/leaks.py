@@ -74,9 +74,9 @@ class Snapshot:
 async def unfinished_tasks() -> list[str]:
     """Return the tasks of the running loop, other than the present one, that do not end within a moment."""
     deadline = time.monotonic() + _PATIENCE_S
-    while (tasks := asyncio.all_tasks() - {asyncio.current_task()}) and time.monotonic() < deadline:
+    while (tasks := asyncio.all_tasks() - {asyncio.current_task()}) and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
-    return [f"task {task.get_name()}: {task.get_coro()!r}" for task in tasks if task is not None]
+    return [f"task {task.get_name()}: {task.get_coro()!r}" for task in tasks]
 
 
 def _children() -> list[psutil.Process]:
@@ -100,7 +100,7 @@ def _command_of(process: psutil.Process) -> str:
 
 def _open_files() -> list[tuple[str, str]]:
     found = []
-    for fd in os.listdir(_FDS):
+    for fd in os.listdir(_FDS):  # noqa: PTH208 -- names, not paths
         with suppress(OSError):  # the descriptor of this very listing is closed already
             found.append((fd, str((_FDS / fd).readlink())))
     return found

@@ -18,7 +18,12 @@ def npy(values: list[float], *, descr: str = "<f8", shape: tuple[int, ...] | Non
     """Return an .npy file, format version 1, of doubles."""
     header = repr({"descr": descr, "fortran_order": False, "shape": shape or (len(values),)})
     padded = header.ljust(-(len(header) + 11) % 64 + len(header)) + "\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded.encode() + struct.pack(f"<{len(values)}d", *values)
+    return (
+        b"\x93NUMPY\x01\x00"
+        + struct.pack("<H", len(padded))
+        + padded.encode()
+        + struct.pack(f"<{len(values)}d", *values)
+    )
 
 
 def npz(**arrays: bytes) -> bytes:

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from rampd.config import DispatcherSection, RampSection, WorkerConfig
+from rampd.event import load_settings
+from rampd.workers.conda import CondaConfig
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+EXAMPLE = Path(__file__).parent.parent.parent / "config.example.yml"
+SECTIONS: dict[str, type[BaseModel]] = {"ramp": RampSection, "dispatcher": DispatcherSection, "worker": CondaConfig}
+
+
+def test_the_example_is_a_valid_config() -> None:
+    """Who copies the example and changes nothing has a config without a warning."""
+    assert load_settings(EXAMPLE).warnings == ()
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_example_shows_every_key(name: str) -> None:
+    """No key of a section is missing from the example, and none is made up."""
+    shown = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))[name]
+    assert set(shown) == set(SECTIONS[name].model_fields)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_example_shows_the_defaults(name: str) -> None:
+    """A value that stands in the example is the one that counts without it."""
+    shown = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))[name]
+    model = SECTIONS[name]
+    required = {key: value for key, value in shown.items() if model.model_fields[key].is_required()}
+    from_example, from_nothing = model.model_validate(shown), model.model_validate(required)
+    assert from_example.model_dump(exclude={"event_title"}) == from_nothing.model_dump(exclude={"event_title"})
+
+
+@pytest.mark.parametrize("model", [RampSection, DispatcherSection, WorkerConfig, CondaConfig])
+def test_every_key_has_a_docstring(model: type[BaseModel]) -> None:
+    """Under each field of a section stands what it means."""
+    (tree,) = ast.parse(inspect.getsource(model)).body
+    assert isinstance(tree, ast.ClassDef)
+    documented = {
+        field.target.id
+        for field, below in zip(tree.body, tree.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+    }
+    assert documented == set(model.__annotations__) - {"model_config"}
