@@ -92,7 +92,8 @@ async def _write_final(event: Event, submission: Submission, attempt: Attempt, v
     if verdict.outcome is Outcome.OK:
         scores = verdict.scores or {}
         await persist(partial(asyncio.to_thread, _swap, staging, predictions, verdict.output_inode), "predictions")
-        await persist(partial(store.set_tested, submission.id), "a state")
+        if submission.state is not SubmissionState.SCORED:  # it is, after a crash between the scores and the close
+            await persist(partial(store.set_tested, submission.id), "a state")
         await persist(partial(store.set_scored, submission.id, scores), "scores")
         log.info("submission.scored", scores=_plain(scores))
         return
@@ -183,7 +184,10 @@ async def decide_unrun(event: Event, submission: Submission, verdict: Verdict, *
     """
     attempt = await event.journal.open_attempt(submission, event.settings.worker.worker_type)
     finished = finished_fields(event, submission, attempt, verdict, final=True)
-    decided = await event.journal.decide(attempt.id, verdict, final=True, finished=finished)
+    # Until it is written: an attempt that is left open would put the submission back at the next start.
+    decided = await persist(
+        partial(event.journal.decide, attempt.id, verdict, final=True, finished=finished), "an outcome"
+    )
     with structlog.contextvars.bound_contextvars(**bound_fields(event, submission, attempt)):
         await conclude(event, submission, decided, announcements=announcements)
 

@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
 )
 
-from rampd.config_problems import Problems
+from rampd.config_problems import Problems, shown
 from rampd.errors import ConfigError, RampdError
 from rampd.states import HungerPolicy
 from rampd.yaml_document import read_yaml
@@ -73,6 +73,23 @@ def _one_line(value: str) -> str:
     return value
 
 
+def _location(value: object) -> object:
+    if isinstance(value, str):
+        if not value.strip() or "\0" in value:
+            raise ValueError("a path")
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            raise ValueError("a path; there is no such user's home") from None
+    return value
+
+
+def _size(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError('a size in bytes, or a text such as "64 MiB"')  # noqa: TRY004 -- as above
+    return value
+
+
 def _path_part(value: str) -> str:
     if not _PATH_PART.fullmatch(value):
         raise ValueError("a name of letters, digits, '_', '.' and '-' (it becomes a folder's name), at most 100")
@@ -81,6 +98,8 @@ def _path_part(value: str) -> str:
 
 Text = Annotated[str, BeforeValidator(_text), AfterValidator(_one_line)]
 PathPart = Annotated[str, BeforeValidator(_text), AfterValidator(_path_part)]
+Location = Annotated[Path, BeforeValidator(_location)]
+Bytes = Annotated[ByteSize, BeforeValidator(_size)]
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0), AfterValidator(_finite)]
 SecondsOrZero = Annotated[float, BeforeValidator(_no_bool), Field(ge=0), AfterValidator(_finite)]
@@ -106,15 +125,15 @@ class RampSection(Section):
     """What people call the event; null: its name."""
     event_is_public: bool = True
     """Whether everybody may see the event; kept for ramp-frontend, rampd itself shows nothing to anybody."""
-    kit_dir: Path | None = None
+    kit_dir: Location | None = None
     """The kit, with its problem.py; null: `ramp-kits/<problem_name>`."""
-    data_dir: Path | None = None
+    data_dir: Location | None = None
     """What holds the kit's `data` folder; null: `ramp-data/<problem_name>`."""
-    submissions_dir: Path | None = None
+    submissions_dir: Location | None = None
     """Where participants' submissions arrive; null: `events/<event_name>/submissions`."""
-    predictions_dir: Path | None = None
+    predictions_dir: Location | None = None
     """Where predictions are kept; null: `events/<event_name>/predictions`."""
-    logs_dir: Path | None = None
+    logs_dir: Location | None = None
     """Where logs are kept; null: `events/<event_name>/logs`."""
     sandbox_dir: PathPart = "starting_kit"
     """The submission that is never run."""
@@ -133,7 +152,7 @@ class DispatcherSection(Section):
     """Seconds between two looks at a remote run."""
     shutdown_grace: SecondsOrZero = 30.0
     """Seconds that running submissions get when the daemon is stopped."""
-    state_dir: Path | None = None
+    state_dir: Location | None = None
     """The daemon's own folder (databases, running attempts); null: `events/<event_name>/state`."""
     settle_time: SecondsOrZero = 1.0
     """Seconds for which a folder that was not renamed into place must not have changed before it is taken."""
@@ -161,17 +180,17 @@ class WorkerConfig(Section):
     """How often a submission is tried when the platform fails (a participant's failure is never tried again)."""
     run_as: Text | None = None
     """The user that submissions run as, where the daemon is root; null: the daemon's own."""
-    max_log_bytes: ByteSize = ByteSize(64 * 1024**2)
+    max_log_bytes: Bytes = ByteSize(64 * 1024**2)
     """How much of a submission's output is kept, in bytes or as "64 MiB"; more is counted and thrown away."""
-    max_output_bytes: ByteSize = ByteSize(1024**3)
+    max_output_bytes: Bytes = ByteSize(1024**3)
     """How large a submission and its training_output may be, in bytes or as "1 GiB"; larger ones are refused."""
     max_output_files: Annotated[Whole, Field(ge=1)] = 10_000
     """How many files a submission and its training_output may have."""
-    submissions_dir: Path | None = None
+    submissions_dir: Location | None = None
     """As in `ramp`, which is its better place; used where `ramp` has none."""
-    predictions_dir: Path | None = None
+    predictions_dir: Location | None = None
     """As in `ramp`, which is its better place; used where `ramp` has none."""
-    logs_dir: Path | None = None
+    logs_dir: Location | None = None
     """As in `ramp`, which is its better place; used where `ramp` has none."""
 
     @field_validator("env", mode="before")
@@ -324,7 +343,7 @@ def _section(problems: Problems, name: str, model: type[S], data: object, *, nee
     if data is None and not needed:
         data = {}
     if not isinstance(data, dict):
-        what = "is missing" if data is None else f"found {data!r:.60}"
+        what = "is missing" if data is None else f"found {shown(data)}"
         problems.add((name,), what, f"a section with {needed or ', '.join(model.model_fields)}")
         return None
     problems.check_keys((name,), data, tuple(model.model_fields))
@@ -342,7 +361,7 @@ def _worker(
         return _section(problems, "worker", WorkerConfig, data, needed="worker_type")
     worker_type = data.get("worker_type")
     if not isinstance(worker_type, str) or not worker_type:
-        what = "is missing" if worker_type is None else f"found {worker_type!r:.60}"
+        what = "is missing" if worker_type is None else f"found {shown(worker_type)}"
         problems.add(("worker", "worker_type"), what, "the name of a worker, such as conda")
         return None
     try:
@@ -399,7 +418,7 @@ def _resolve_dispatcher(section: DispatcherSection, root: Path, event_name: str)
         n_threads=section.n_threads,
         time_between_collection=section.time_between_collection,
         shutdown_grace=section.shutdown_grace,
-        state_dir=Path(os.path.normpath(root / state_dir.expanduser())),
+        state_dir=Path(os.path.normpath(root / state_dir)),
         settle_time=section.settle_time,
         hold_timeout=section.hold_timeout,
     )

@@ -24,6 +24,7 @@ _ALLOWED = {
     "bool_type": "true or false",
     "float_parsing": "a number",
     "float_type": "a number",
+    "finite_number": "a whole number",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
     "int_type": "a whole number",
@@ -88,7 +89,7 @@ class Problems:
             if detail["type"] == "missing":
                 self.add(location, "is missing", "a value, without which the event cannot be served")
                 continue
-            found = "(hidden)" if _is_secret(inner) else _shown(data.get(inner[0]) if inner else data)
+            found = "(hidden)" if _is_secret(inner) else shown(data.get(inner[0]) if inner else data)
             self.add(location, f"found {found}", _allowed(detail))
 
     def error(self) -> ConfigError:
@@ -117,7 +118,8 @@ def _allowed(detail: Any) -> str:
             return str(detail["msg"])
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Render a value that was found: short, and never what is inside of a mapping or list, which may be secret."""
     match value:
         case None:
             return "null"

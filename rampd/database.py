@@ -27,6 +27,7 @@ Row = sqlite3.Row
 
 _CACHE_KIB = 256
 """Rows are few and looked at once; the default, 2 MB a file, would only make the daemon larger."""
+_WAL_TRIES, _WAL_RETRY_S = 50, 0.02
 _BUSY_TIMEOUT_MS = 15_000
 """Longer than the 10 s for which a backup tool may hold the file."""
 
@@ -80,7 +81,7 @@ class Database:
             connection.row_factory = sqlite3.Row
             self._connection = connection
             await connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
-            await connection.execute("PRAGMA journal_mode=WAL")
+            await _use_wal(connection)
             await connection.execute("PRAGMA synchronous=FULL")
             await connection.execute("PRAGMA foreign_keys=ON")
             await connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
@@ -92,7 +93,15 @@ class Database:
             raise JournalCorruptError(self._how_to_restore(f"is damaged ({rows[0][0]})"))
         found = (await self.fetch("PRAGMA user_version"))[0][0]
         if found == 0:
-            await self.run_script(f"BEGIN IMMEDIATE;\n{self._schema};\nPRAGMA user_version={self._version};\nCOMMIT;")
+            try:
+                await self.run_script(
+                    f"BEGIN IMMEDIATE;\n{self._schema};\nPRAGMA user_version={self._version};\nCOMMIT;"
+                )
+            except StoreError:
+                await self._roll_back()
+                # Another process may have been faster.
+                if (await self.fetch("PRAGMA user_version"))[0][0] != self._version:
+                    raise
         elif found != self._version:
             raise JournalCorruptError(
                 f"{self.path}: written by another version of rampd (schema {found}, this one reads {self._version})"
@@ -123,8 +132,8 @@ class Database:
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Give a transaction that is committed at the end of the block, or rolled back if anything leaves it."""
         async with self._lock:
-            await self._fetch("BEGIN IMMEDIATE")
             try:
+                await self._fetch("BEGIN IMMEDIATE")
                 yield Transaction(self)
                 # A cancellation must not fall between the statements and the commit they wait for.
                 await asyncio.shield(self._fetch("COMMIT"))
@@ -133,8 +142,10 @@ class Database:
                 raise
 
     async def _roll_back(self) -> None:
-        if self._open_connection().in_transaction:
-            await self._fetch("ROLLBACK")
+        with self._translated():
+            # In the database's thread, so after what a cancelled call still has it do: only there and then it is
+            # known whether a transaction is open. Nothing happens where there is none.
+            await self._open_connection().rollback()
 
     async def _fetch(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
         with self._translated():
@@ -151,6 +162,19 @@ class Database:
 
     def _translated(self) -> _Translated:
         return _Translated(self)
+
+
+async def _use_wal(connection: aiosqlite.Connection) -> None:
+    """Switch to WAL; the busy timeout does not hold for this, and another process may be about the same."""
+    for tries_left in reversed(range(_WAL_TRIES)):
+        try:
+            await connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or not tries_left:
+                raise
+            await asyncio.sleep(_WAL_RETRY_S)
+        else:
+            return
 
 
 class Transaction:

@@ -173,13 +173,18 @@ class Dispatcher:
         now = clock.wall()
         skip = [submission_id for submission_id, until in self._backoffs.items() if until > now]
         async with self._claiming:
+            # What was put back is not taken before its attempt has wholly ended: only then is its backoff known, too.
+            skip += [run.submission.id for run in self._runs.values()]
             submission = await self.event.store.claim(skip)
             if submission is None:
+                # Whoever's backoff is over waits no more (cancelled, say, or its folder went): nothing to wake up for.
+                self._backoffs = {one: until for one, until in self._backoffs.items() if until > now}
                 return None
             try:
                 attempt = await self.event.journal.open_attempt(submission, self.event.settings.worker.worker_type)
                 if self._backoffs.pop(submission.id, None) is not None:
-                    await self.event.journal.clear_backoff(submission.id)
+                    with suppress(StoreError):  # it is over anyway, and the attempt is open already
+                        await self.event.journal.clear_backoff(submission.id)
             except BaseException:
                 # Nothing has happened outside yet: the row goes back, now or (if the store is away too) at recovery.
                 with suppress(StoreError):
@@ -262,10 +267,12 @@ class Dispatcher:
 
     def _until_next_look_s(self) -> float | None:
         """Return when to look again although nothing happened, in seconds from now; None for never."""
+        if self._drained:
+            return None
+        if self._hold.is_on:
+            return CHECK_INTERVAL_S
         now = clock.wall()
         due = [until - now for until in self._backoffs.values()]
-        if self._hold.is_on and not self._drained:
-            due.append(CHECK_INTERVAL_S)
         return max(0.01, min(due)) if due else None
 
     async def _listen(self) -> None:

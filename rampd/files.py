@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import secrets
 import shutil
 import stat
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # renameat2(2)
 _MAX_DEPTH = 40
+_FLAT_DEPTH = 10
+"""Deep enough to move little, and not so deep that a path of long names has no room (PATH_MAX)."""
 _CHUNK = 1 << 20
 
 
@@ -389,4 +392,26 @@ def remove_tree(path: Path) -> None:
         else:
             function(name)
 
-    shutil.rmtree(path, onerror=mend)
+    try:
+        shutil.rmtree(path, onerror=mend)
+    except (RecursionError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EMFILE:
+            raise
+        _flatten(path)
+        shutil.rmtree(path, onerror=mend)
+
+
+def _flatten(top: Path) -> None:
+    """Bring what lies deep in a tree to its top: rmtree needs a frame and a descriptor for every level."""
+    pending = [(top, 0)]
+    while pending:
+        folder, depth = pending.pop()
+        folder.chmod(0o700)
+        with os.scandir(folder) as entries:
+            folders = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for inner in folders:
+            if depth < _FLAT_DEPTH:
+                pending.append((inner, depth + 1))
+            else:
+                inner.chmod(0o700)
+                pending.append((inner.rename(top / secrets.token_hex(8)), 1))

@@ -247,11 +247,21 @@ class Journal:
         """Return as much of each submission's latest attempt as a table shows, by the submission's id."""
         rows = await self._database.fetch(
             """
-            SELECT submission_id, max(number), worker_type, launched_at, outcome, verdict ->> 'reason'
+            SELECT submission_id, max(number), worker_type, launched_at, outcome, verdict
             FROM attempts GROUP BY submission_id
             """
         )
-        return {row[0]: LatestAttempt(*row[1:]) for row in rows}
+        # Not by SQLite's ->>: before 3.42 it has no NaN, which scores may be.
+        return {
+            row[0]: LatestAttempt(
+                number=row[1],
+                worker_type=row[2],
+                launched_at=row[3],
+                outcome=row[4],
+                reason=json.loads(row[5])["reason"] if row[5] else None,
+            )
+            for row in rows
+        }
 
     async def failures(self, submission_id: int) -> Failures:
         """Return what the decided attempts of a submission came to since its count was last started anew."""

@@ -6,6 +6,7 @@ The one module that knows asyncinotify. A watch only says "look": what there is,
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,13 +81,15 @@ class FolderWatch:
             await asyncio.wait({self._reader})
         self._end()
 
-    def _begin(self) -> None:
+    def _begin(self) -> bool:
+        """Watch the folder if that is possible; say whether the watch is new."""
         if self._poll or self._inotify is not None:
-            return
+            return False
         mask = Mask.CREATE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.DELETE_SELF | Mask.MOVE_SELF
         self._inotify = _watching(self._folder, mask | Mask.ONLYDIR)
         if self._inotify is not None:
             self._reader = asyncio.create_task(self._read(self._inotify), name=f"watch {self._folder}")
+        return self._inotify is not None
 
     def _end(self) -> None:
         if self._inotify is not None:
@@ -101,7 +104,10 @@ class FolderWatch:
 
     async def changes(self) -> Changes:
         """Return what happened, as soon as something has; a polling watch returns at every interval."""
-        self._begin()
+        if self._begin():
+            # The folder was missing until now; what came into it before the watch made no event.
+            self._found.rescan = True
+            self._arrived.set()
         if self._inotify is None and not self._arrived.is_set():
             now = asyncio.get_running_loop().time()
             if self._poll_at is None:
@@ -161,11 +167,13 @@ class FileWatch:
 
     async def touched(self) -> None:
         """Return once the file was touched after the last call."""
-        while self._seen == (stamp := self._stamp()):
-            if self._inotify is None:
-                await asyncio.sleep(self._interval_s)
-            else:
-                await self._inotify.get()
+        if self._inotify is not None:
+            # Not by the time stamp: two touches within one tick of the kernel's clock (4 ms) have the same.
+            while str((await self._inotify.get()).name) != self._path.name:
+                pass
+            return
+        while self._seen == (stamp := self._stamp()):  # noqa: ASYNC110 -- another machine's touch sets no event
+            await asyncio.sleep(self._interval_s)
         self._seen = stamp
 
     def _stamp(self) -> int:
@@ -201,7 +209,7 @@ def is_shared(folder: Path, *, mounts: Callable[[], str] | None = None) -> bool:
         table = read()
     except OSError:
         return False
-    path = str(folder.absolute())
+    path = os.path.realpath(folder)
     best, kind = "", ""
     for line in table.splitlines():
         fields, _, rest = line.partition(" - ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,24 +50,37 @@ def read_yaml(path: Path) -> YamlDocument:
         raise ConfigError([f"{path}:{_sentence(error, text)}"]) from error
     except yaml.YAMLError as error:
         raise ConfigError([f"{path}: is no YAML: {' '.join(str(error).split())}"]) from error
-    except (RecursionError, ValueError, OverflowError) as error:
-        raise ConfigError([f"{path}: is no config: {error}"]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{path}: is nested too deep; allowed: {_MAX_DEPTH} levels"]) from error
 
 
 class _UnreadableError(Exception):
     """Carries `line: sentence`."""
 
 
+class _Loader(yaml.SafeLoader):
+    """Says where a value stands that Python cannot hold: PyYAML lets whatever its conversion raises go by."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise _UnreadableError(
+                f"{node.start_mark.line + 1}: a value stands here that is no {kind}; put it into quotes if it is a text"
+            ) from error
+
+
 def _read_text(path: Path) -> str:
-    if path.is_dir():
-        inside = path / "config.yml"
-        hint = f"; did you mean {inside}?" if inside.is_file() else ""
-        raise ConfigError([f"{path}: is a folder; allowed: a YAML file{hint}"])
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError([f"{path}: is missing{_others_near(path)}"]) from None
+    except IsADirectoryError:
+        inside = path / "config.yml"
+        hint = f"; did you mean {inside}?" if inside.is_file() else ""
+        raise ConfigError([f"{path}: is a folder; allowed: a YAML file{hint}"]) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     if len(raw) > _MAX_BYTES:
@@ -88,7 +102,7 @@ def _others_near(path: Path) -> str:
 
 
 def _parse(text: str) -> YamlDocument:
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -166,4 +180,12 @@ def _sentence(error: yaml.MarkedYAMLError, text: str) -> str:
         return f"{line}: a tab stands here where YAML wants spaces; replace it by spaces"
     if "single document" in str(error.context) or "another document" in str(error.problem):
         return f"{line}: a second document begins here (---); allowed: one"
-    return f"{line}: is no YAML: {error.problem or error.context}; found: {content.strip()[:80]!r}"
+    # The file may hold secrets, and a half-written line does not say which of its words is one: keys are shown alone.
+    problem = re.sub(r"'([^']*)'", _hidden, str(error.problem or error.context))
+    key, colon, _ = content.strip().partition(":")
+    return f"{line}: is no YAML: {problem}" + (f"; found: {key[:80] + colon!r} and more" if colon else "")
+
+
+def _hidden(quoted: re.Match[str]) -> str:
+    word = quoted[1]
+    return quoted[0] if len(word) == 1 or word.startswith("<") else "(hidden)"

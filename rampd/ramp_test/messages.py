@@ -16,6 +16,8 @@ _MAX_MESSAGE_BYTES = 64 * 1024
 _MAX_LOG_BYTES = 1 << 20
 """How much of a log's end is searched for a traceback."""
 _BEGINNING = "Traceback (most recent call last):"
+_OF_RAMP_TEST = re.compile(r"^(?:\t(?:score|train|valid|test)\s|CV fold \d|-{28}$)", re.MULTILINE)
+"""What ramp-test itself prints after a fold: the beginning of what no participant may see."""
 
 # ECMA-48 control sequences and strings; every alternative is linear and bounded.
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)?|[@-Z\\-_])?")
@@ -50,6 +52,8 @@ def error_message(*, training_output: Path | None, log_path: Path | None, hide: 
 
 
 def _read_error_txt(training_output: Path) -> bytes:
+    if training_output.is_symlink():
+        return b""
     try:
         folds = sorted(path.name for path in training_output.iterdir() if path.name.startswith("fold_"))
     except OSError:
@@ -71,12 +75,15 @@ def _read_end(path: Path, size: int) -> bytes:
     except OSError:
         return b""
     try:
-        with os.fdopen(descriptor, "rb") as file:
+        # Not `os.fdopen(descriptor)`: it raises for a folder, and leaves the descriptor open.
+        with open(descriptor, "rb", closefd=False) as file:
             length = file.seek(0, os.SEEK_END)
             file.seek(max(0, length - size))
             return file.read(size)
-    except OSError:  # a folder, a device: nothing that ramp-test wrote
+    except OSError:  # a folder, a fifo: nothing that ramp-test wrote
         return b""
+    finally:
+        os.close(descriptor)
 
 
 def clean(raw: bytes) -> str:
@@ -89,11 +96,13 @@ def last_traceback(text: str) -> str:
     """Return the last traceback in a log, chained ones whole, through its last line and nothing after it.
 
     ramp-workflow prints an empty line between frames; a frame's lines are indented, so the first line that is not
-    is the exception itself, with what follows it until an empty line.
+    is the exception itself, with what follows it until an empty line, or until ramp-test says something.
     """
     begin = text.rfind(_BEGINNING)
     if begin < 0:
         return ""
+    if said := _OF_RAMP_TEST.search(text, begin):
+        text = text[: said.start()]
     chain = _chained_beginning(text, begin)
     lines = text[begin:].split("\n")
     end = 1
@@ -119,7 +128,7 @@ def _chained_beginning(text: str, begin: int) -> int:
         if not before.endswith(_CHAINS):
             break
         earlier = text.rfind(_BEGINNING, 0, begin)
-        if earlier < 0:
+        if earlier < 0 or _OF_RAMP_TEST.search(text, earlier, begin):
             break
         begin = earlier
     return begin

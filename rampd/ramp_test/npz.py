@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import math
+import os
+import re
 import struct
 import zipfile
 import zlib
@@ -18,9 +20,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAGIC = b"\x93NUMPY"
-_MAX_HEADER = 64 * 1024
+_MAX_HEADER = 10_000
+"""As numpy.load's `max_header_size`."""
 _MAX_MEMBERS = 1000
+_MAX_DIRECTORY_BYTES = 1 << 20
+_END = struct.Struct("<4s4H2LH")
+"""A zip's end of central directory (APPNOTE 4.3.16), without a comment: numpy writes none."""
+_LOCATOR_BYTES = 20
+_LITERAL = re.compile(r"""(?:'[^'\\\n]*'|"[^"\\\n]*"|True|False|\d+(?!\w)|[\s{}()\[\],:])*""")
+"""What a header is made of; anything more could make Python's parser warn, thousands of times."""
 _PLAIN_KINDS = frozenset("biufcmMSUV?")
+_UNIT = re.compile(r"\[[0-9]{0,9}[a-zA-Z]{1,7}(?:/[0-9]{1,9})?\]")
+"""What may follow the size of a datetime64 or timedelta64."""
 
 
 def check_npz(path: Path) -> None:
@@ -31,14 +42,26 @@ def check_npz(path: Path) -> None:
     BadResultsError
         It is something else: an object array (a pickle), a damaged or encrypted zip, a stray member.
     """
-    name = path.name
+    # What a participant called it may be anything, bytes that are no text included.
+    name = path.name if path.name.isprintable() else ascii(path.name)
     try:
+        _check_end(path, name)
         with zipfile.ZipFile(path) as archive:
             _check_members(archive, name)
     except BadResultsError:
         raise
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error) as error:
         raise BadResultsError(f"{name} is no complete .npz file.") from error
+
+
+def _check_end(path: Path, name: str) -> None:
+    """Refuse a directory of millions of members before zipfile reads all of it into memory."""
+    with path.open("rb") as file:
+        file.seek(-min(file.seek(0, os.SEEK_END), _LOCATOR_BYTES + _END.size), os.SEEK_END)
+        before, end = (tail := file.read())[: -_END.size], tail[-_END.size :]
+    signature, *_, directory_bytes, _, comment = _END.unpack(end)
+    if signature != b"PK\5\6" or comment or directory_bytes > _MAX_DIRECTORY_BYTES or before.startswith(b"PK\6\7"):
+        raise BadResultsError(f"{name} is no complete .npz file.")
 
 
 def _check_members(archive: zipfile.ZipFile, name: str) -> None:
@@ -54,6 +77,8 @@ def _check_members(archive: zipfile.ZipFile, name: str) -> None:
 def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> None:
     if not member.filename.endswith(".npy") or "/" in member.filename or member.flag_bits & 0x1:
         raise BadResultsError(f"{name} has a member that is no array.")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BadResultsError(f"{name} is compressed as numpy never does.")
     with archive.open(member) as file:
         header, header_size = _read_header(file, name)  # type: ignore[arg-type] # it reads like one
     size = _itemsize(header["descr"], name) * math.prod(header["shape"])
@@ -70,9 +95,11 @@ def _read_header(file: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
     if length > _MAX_HEADER:
         raise BadResultsError(f"{name} has an array with an oversized header.")
     text = file.read(length).decode("utf-8" if start[6] == 3 else "latin1")  # noqa: PLR2004 -- version 3 is UTF-8
+    if not _LITERAL.fullmatch(text):
+        raise BadResultsError(f"{name} has an array with a broken header.")
     try:
         header = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise BadResultsError(f"{name} has an array with a broken header.") from error
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
         raise BadResultsError(f"{name} has an array with a broken header.")
@@ -103,9 +130,11 @@ def _itemsize(descr: object, name: str, depth: int = 0) -> int:
 
 def _scalar_size(descr: str, name: str) -> int:
     text = descr[1:] if descr[:1] in "<>|=" else descr
-    kind, digits = text[:1], text[1:].partition("[")[0]
+    kind, (digits, bracket, unit) = text[:1], text[1:].partition("[")
     if kind == "O":
         raise BadResultsError(f"{name} holds Python objects (a pickle), which are never opened.")
     if kind not in _PLAIN_KINDS or not digits.isdecimal() or len(digits) > 9:  # noqa: PLR2004 -- 1 GB an item
+        raise BadResultsError(f"{name} has an array of an unknown type.")
+    if bracket and not (kind in "mM" and _UNIT.fullmatch(bracket + unit)):
         raise BadResultsError(f"{name} has an array of an unknown type.")
     return int(digits) * (4 if kind == "U" else 1)

@@ -26,6 +26,7 @@ _FOLD = re.compile(r"fold_(0|[1-9][0-9]{0,5})")
 _STEPS = ("train", "valid", "test")
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_ROWS = 10_000
+_MAX_NAME = 100
 
 
 def keep_training_output(source: Path, staging: Path, *, max_bytes: int, max_files: int) -> Scores:
@@ -120,6 +121,8 @@ def _read_fold_scores(path: Path, where: str) -> _Fold:
     names = [name for name in header[1:] if name != "time"]
     if header[:1] != ["step"] or not names:
         raise BadResultsError(f"{where}/scores.csv has no scores.")
+    if not all(name.isprintable() and 0 < len(name) <= _MAX_NAME for name in names):
+        raise BadResultsError(f"{where}/scores.csv has a score without a proper name.")
     found: dict[str, dict[str, float]] = {name: {} for name in names}
     for row in rows:
         if row[0] not in _STEPS or row[0] in found[names[0]]:
@@ -135,7 +138,7 @@ def _read_fold_scores(path: Path, where: str) -> _Fold:
 
 @dataclass(frozen=True, slots=True)
 class _Bag:
-    number: int
+    number: float
     value: float
 
 
@@ -146,7 +149,9 @@ def _read_bagged(path: Path) -> dict[tuple[str, str], _Bag]:
         raise BadResultsError("bagged_scores.csv has no bags.")
     last: dict[tuple[str, str], _Bag] = {}
     for row in rows:
-        number = int(_number(row[1], "bagged_scores.csv"))
+        number = _number(row[1], "bagged_scores.csv")
+        if not math.isfinite(number):
+            raise BadResultsError(f"bagged_scores.csv has {row[1][:40]!r} where a number belongs.")
         for name, text in zip(header[2:], row[2:], strict=True):
             value = _number(text, "bagged_scores.csv")
             key = (name, row[0])
@@ -204,5 +209,8 @@ def _mean_std(values: list[float]) -> tuple[float, float]:
     """Return mean and population standard deviation; NaN and infinities go through."""
     if not all(math.isfinite(value) for value in values):
         return sum(values) / len(values), math.nan
-    mean = math.fsum(values) / len(values)
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    try:
+        mean = math.fsum(values) / len(values)
+        return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    except OverflowError:  # a model that diverged; numpy says inf too
+        return sum(value / len(values) for value in values), math.inf

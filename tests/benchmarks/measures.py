@@ -279,3 +279,27 @@ def queue(root: Path, *, few: int, many: int, measured: int) -> Figures:
         "status_s": {str(count): took for count, took in status_s.items()},
         "loop_lag_p99_ms": max(lag["p99_ms"] for lag in lags),
     }
+
+
+def original(root: Path, *, count: int) -> Figures:
+    """Measure the same stub under ramp-engine 0.10.1's dispatcher, where PostgreSQL is installed, and under rampd."""
+    from benchmarks import rival_ramp_engine  # noqa: PLC0415 -- it needs much that the others do not
+
+    if (reason := rival_ramp_engine.available()) is not None:
+        return {"skipped": reason}
+    event = Deployment(root / "ours")
+    event.make_stub_environment()
+    theirs = rival_ramp_engine.measure(
+        root / "theirs", n_submissions=count, n_workers=2, ramp_test=event.environment / "bin" / "ramp-test"
+    )
+    names = _names(count)
+    for name in names:
+        event.submit(name)
+    lags: list[Figures] = []
+    ours_ms = _serve_all(event, names, lags, 60) / count * 1e3
+    return {
+        "submissions": count,
+        "ramp_engine_ms_each": theirs["ms_each"],
+        "rampd_ms_each": ours_ms,
+        "ratio": theirs["ms_each"] / ours_ms,
+    }

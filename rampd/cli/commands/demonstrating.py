@@ -32,13 +32,15 @@ _EXPLAINED = {
 }
 
 
-def demonstrate(directory: Path, *, fresh: bool, timeout_s: float, as_json: bool) -> int:
+def demonstrate(directory: Path, *, prefix: Path | None, fresh: bool, timeout_s: float, as_json: bool) -> int:
     """Run the demo.
 
     Parameters
     ----------
     directory
         Where everything is made: an environment beside the deployment's folders.
+    prefix
+        An environment that exists; None to make one.
     fresh
         Make the environment anew.
     timeout_s
@@ -59,11 +61,8 @@ def demonstrate(directory: Path, *, fresh: bool, timeout_s: float, as_json: bool
     if not timeout_s > 0:
         raise DemoError("--timeout must be more than 0 seconds")
     deployment.claim(directory)
-    prefix = directory / "environment"
-    if fresh:
-        shutil.rmtree(prefix, ignore_errors=True)
-    _step("1/3  an environment for submissions (the first time takes a minute or two)")
-    environment.build(prefix, say=_detail)
+    _step("1/3  an environment for submissions" + ("" if prefix else " (the first time takes a minute or two)"))
+    prefix = prefix or _make_environment(directory / "environment", fresh=fresh)
     _step("2/3  a deployment: a kit, its data, a config and five submissions")
     config = deployment.write(directory, environment=prefix, timeout_s=timeout_s)
     _detail(str(config))
@@ -86,6 +85,13 @@ def demonstrate(directory: Path, *, fresh: bool, timeout_s: float, as_json: bool
     if not is_as_expected:
         output.warn(f"the demo did not end as it should; the log stream is {stream}")
     return EX_OK if is_as_expected else EX_FAILED
+
+
+def _make_environment(prefix: Path, *, fresh: bool) -> Path:
+    if fresh:
+        shutil.rmtree(prefix, ignore_errors=True)
+    environment.build(prefix, say=_detail)
+    return prefix
 
 
 def _step(text: str) -> None:

@@ -151,13 +151,23 @@ def schema(*, as_json: bool) -> None:
     metavar="DIR",
     help="Where the demo's deployment and environment are made.",
 )
+@click.option(
+    "--environment",
+    "prefix",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="PREFIX",
+    help="An environment that has ramp-workflow and scikit-learn already. [default: one is made]",
+)
 @click.option("--fresh", is_flag=True, help="Make the environment anew.")
 @click.option(
     "--timeout", "timeout_s", type=float, default=20.0, show_default=True, help="Seconds a submission may run."
 )
 @options.as_json
-def demo(directory: Path, *, fresh: bool, timeout_s: float, as_json: bool) -> None:
+def demo(directory: Path, *, prefix: Path | None, fresh: bool, timeout_s: float, as_json: bool) -> None:
     """Set a small iris event up, serve it with the real rampd, and show what comes of five submissions."""
     from rampd.cli.commands import demonstrating  # noqa: PLC0415 -- rich's progress, which nothing else needs
 
-    sys.exit(demonstrating.demonstrate(directory.absolute(), fresh=fresh, timeout_s=timeout_s, as_json=as_json))
+    given = prefix.absolute() if prefix else None
+    sys.exit(
+        demonstrating.demonstrate(directory.absolute(), prefix=given, fresh=fresh, timeout_s=timeout_s, as_json=as_json)
+    )

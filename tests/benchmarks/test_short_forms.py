@@ -1,0 +1,71 @@
+"""The short forms of the benchmarks: what holds on any machine, however noisy. `run.py` has the long ones."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from benchmarks import measures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Show = Callable[[dict[str, Any]], dict[str, Any]]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Show:
+    """Give what prints figures where a person sees them."""
+
+    def print_it(figures: dict[str, Any]) -> dict[str, Any]:
+        with capsys.disabled():
+            print("\n" + json.dumps(figures))
+        return figures
+
+    return print_it
+
+
+def test_a_stub_submission_costs_little_more_than_under_xargs(tmp_path: Path, show: Show) -> None:
+    """15 ms on a quiet machine; a busy one gets twice that."""
+    figures = show(measures.stubs(tmp_path, count=60, rounds=2))
+    assert min(figures["above_xargs_ms_each_by_round"]) < 30
+    assert figures["loop_lag_p99_ms"] < 40
+
+
+def test_real_submissions_take_what_they_take_under_xargs(tmp_path: Path, ramp_environment: Path, show: Show) -> None:
+    """1.05 times on a quiet machine, in the median of five rounds; one round has more to it."""
+    figures = show(measures.iris(tmp_path, ramp_environment, count=4, rounds=1))
+    assert figures["ratio"] < 1.25
+
+
+def test_a_submission_starts_at_once(tmp_path: Path, show: Show) -> None:
+    """50 ms in the median on a quiet machine, where the original takes 2.4 s."""
+    figures = show(measures.latency(tmp_path, count=30))
+    assert figures["median_ms"] < 100
+
+
+def test_waiting_costs_nothing(tmp_path: Path, show: Show) -> None:
+    """0.3 % of a core over half a minute; a clock tick more or less in five seconds is 0.2 %."""
+    figures = show(measures.idle(tmp_path, seconds=5))
+    assert figures["idle_percent"] < 1.0
+    assert figures["with_one_sleeping_percent"] < 1.0
+
+
+def test_memory_is_small_and_stays_so(tmp_path: Path, show: Show) -> None:
+    """70 MB, and nothing is kept of what has ended."""
+    figures = show(measures.memory(tmp_path, first=100, last=400, step=100))
+    assert figures["daemon_mb_after"]["400"] + figures["launcher_mb"] < 75
+    assert figures["growth_mb"] < 4
+
+
+def test_a_long_queue_costs_no_more_than_a_short_one(tmp_path: Path, show: Show) -> None:
+    """1.3 times on a quiet machine with 10,000 waiting."""
+    figures = show(measures.queue(tmp_path, few=100, many=2_000, measured=50))
+    assert figures["ratio"] < 2
+    assert figures["ready_s"]["2000"] < 5
+    assert figures["status_s"]["2000"] < 1.5
