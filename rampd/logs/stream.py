@@ -36,6 +36,8 @@ class _Line:
     rank: int
     data: bytes
     on_written: Callable[[], None] | None
+    gap: tuple[int, int, int] | None = None
+    """What a log.dropped record tells: the count, the first and the last number lost."""
 
 
 class LogStream:
@@ -59,6 +61,7 @@ class LogStream:
         self._closing = False
         self._busy = False
         self._gap: tuple[int, int, int] | None = None
+        self._torn = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_all, name="log stream", daemon=True)
         self._render_dropped: Callable[[int, int, int, int], bytes] | None = None
@@ -108,10 +111,12 @@ class LogStream:
                 self._lose(victim.seq)
         return self._size + len(line.data) <= limit
 
-    def _lose(self, seq: int) -> None:
+    def _lose(self, seq: int, gap: tuple[int, int, int] | None = None) -> None:
+        """Remember that a record is lost, and with a log.dropped what it would have told."""
         self.dropped += 1
-        count, first, last = self._gap or (0, seq, seq)
-        self._gap = (count + 1, min(first, seq), max(last, seq))
+        for count, first, last in ((1, seq, seq), gap or (0, seq, seq)):
+            known, lowest, highest = self._gap or (0, first, last)
+            self._gap = (known + count, min(lowest, first), max(highest, last))
 
     def _next(self) -> _Line | None:
         """Return the line with the lowest number, waiting for one; None at the end."""
@@ -136,10 +141,10 @@ class LogStream:
     def _gap_line(self) -> _Line:
         """Return the record of what is missing. It is put last: by then the reader has all that is left of it."""
         count, first, last = self._gap or (0, 0, 0)
-        self._gap = None
+        told, self._gap = self._gap, None
         self._seq += 1
         assert self._render_dropped is not None  # noqa: S101 -- the caller looked
-        return _Line(self._seq, ESSENTIAL, self._render_dropped(self._seq, count, first, last), None)
+        return _Line(self._seq, ESSENTIAL, self._render_dropped(self._seq, count, first, last), None, told)
 
     def _write_all(self) -> None:
         lost_gap: tuple[int, int, int] | None = None
@@ -148,10 +153,12 @@ class LogStream:
                 self.written += 1
                 lost_gap = None
                 if line.on_written is not None:
-                    line.on_written()
+                    # Whoever wants to know may be gone; the stream goes on.
+                    with suppress(Exception):
+                        line.on_written()
                 continue
             with self._changed:
-                self._lose(line.seq)
+                self._lose(line.seq, line.gap)
                 if lost_gap is not None and not any(self._queues.values()):
                     # The reader is gone and there is nothing else to say: do not spin on saying so.
                     if self._closing:
@@ -163,10 +170,12 @@ class LogStream:
     def _write(self, data: bytes) -> bool:
         if self._fd is None:
             return False
-        view = memoryview(data)
+        # What broke off in the middle stays a line of its own, and does not spoil this one.
+        view = memoryview(b"\n" + data if self._torn else data)
         while view:
             try:
                 view = view[os.write(self._fd, view) :]
+                self._torn = bool(view)
             except BlockingIOError:
                 # Somebody who shares our terminal or pipe made it non-blocking.
                 select.select([], [self._fd], [], 1.0)

@@ -85,7 +85,7 @@ class CondaWorker(Worker[CondaAllocation]):
         """
         self._identity = identity_of(self.config.run_as)
         self._user = self._identity.name if self._identity else pwd.getpwuid(os.geteuid()).pw_name
-        await self._local.open(stack)
+        await self._local.open(stack, changes_user=self._identity is not None)
         for message in self.warnings():
             log.warning("worker.uncontained", message=message)
 

@@ -1,4 +1,4 @@
-"""The resident program that starts runs: ``python -m rampd.workers.launcher``, once an event, a child of the daemon.
+"""The resident program that starts runs, once an event, a child of the daemon: ``main`` with modes as arguments.
 
 Forking a daemon of 60 MB on its event loop costs 3 ms a run, and a fresh interpreter for each supervisor 10 ms; this
 program is small and forks its own supervisors in 4 ms, namespaces included, off the loop. (`setpriv` and `unshare`
@@ -61,11 +61,11 @@ class Launcher:
 
     Parameters
     ----------
-    mode
-        One of the three kinds of containment; None: the best that works.
+    modes
+        Kinds of containment in order of preference: the first that works is in force, and the last one if none does.
     """
 
-    def __init__(self, mode: str | None) -> None:
+    def __init__(self, modes: list[str]) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._supervisors: dict[str, _Supervisor] = {}
         self._prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -77,19 +77,15 @@ class Launcher:
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the daemon, which ends us by the lifeline
-        self.mode = mode or self._best()
+        self.mode = next((mode for mode in modes[:-1] if self._works(mode)), modes[-1])
 
     def _prctl(self, option: int, value: int) -> None:
         if self._libc.prctl(option, value, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), f"prctl({option})")
 
-    def _best(self) -> str:
-        wanted = PID_NAMESPACE if os.geteuid() == 0 else USER_AND_PID_NAMESPACE
-        return wanted if self._works(wanted) else SUBREAPER
-
     def _works(self, mode: str) -> bool:
         """Try a namespace by starting a process that does nothing in one."""
-        pid = self._fork_contained(mode, lambda: os._exit(0))
+        pid = self._fork_contained(mode, lambda: os._exit(0), is_trial=True)
         return pid is not None and os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     def serve(self) -> None:
@@ -160,13 +156,13 @@ class Launcher:
         finally:
             os._exit(status)
 
-    def _fork_contained(self, mode: str, begin: Callable[[], None]) -> int | None:
+    def _fork_contained(self, mode: str, begin: Callable[[], None], *, is_trial: bool = False) -> int | None:
         """Fork a process, as PID 1 of a namespace of its own where `mode` says so; return its pid, None on failure."""
         sys.stdout.flush()
         told, teller = os.pipe()
         first = os.fork()
         if first == 0:
-            self._in_fork(mode, begin, teller)
+            self._in_fork(mode, begin, teller, is_trial=is_trial)
         os.close(teller)
         try:
             text = os.read(told, 16)
@@ -176,7 +172,7 @@ class Launcher:
             os.waitpid(first, 0)
         return int(text) if text else None
 
-    def _in_fork(self, mode: str, begin: Callable[[], None], teller: int) -> NoReturn:
+    def _in_fork(self, mode: str, begin: Callable[[], None], teller: int, *, is_trial: bool) -> NoReturn:
         try:
             signal.set_wakeup_fd(-1)
             for descriptor in (self._wake, self._wake_end):
@@ -193,7 +189,8 @@ class Launcher:
             os.close(teller)
             begin()
         except OSError as error:
-            os.write(2, f"rampd: a run cannot be contained ({mode}): {error}\n".encode())
+            if not is_trial:
+                os.write(2, f"rampd: a run cannot be contained ({mode}): {error}\n".encode())
         finally:
             os._exit(_NOT_CONTAINED)
 
@@ -234,7 +231,7 @@ class Launcher:
 
 def main() -> None:
     """Serve the daemon at the other end of standard input."""
-    launcher = Launcher(sys.argv[1] if len(sys.argv) > 1 else None)
+    launcher = Launcher(sys.argv[1:])
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -114,7 +114,8 @@ class LocalRuns:
     """
 
     def __init__(self, containment: Containment | None = None) -> None:
-        self._wanted = containment
+        self._modes = [containment] if containment is not None else [Containment.SUBREAPER]
+        self._is_given = containment is not None
         self.containment = Containment.SUBREAPER
         """What is in force; known after `open`."""
         self._process: asyncio.subprocess.Process | None = None
@@ -123,14 +124,27 @@ class LocalRuns:
         self._starting = asyncio.Lock()
         self._runs: dict[str, LocalRun] = {}
 
-    async def open(self, stack: AsyncExitStack) -> None:
+    async def open(self, stack: AsyncExitStack, *, changes_user: bool = False) -> None:
         """Start the launcher; its end, and that of everything it started, is registered on `stack`.
+
+        Parameters
+        ----------
+        stack
+            Closes it.
+        changes_user
+            Whether runs have a user of their own, which a user namespace made without privileges does not know.
 
         Raises
         ------
         WorkerError
             It cannot be started.
         """
+        if not self._is_given:
+            self._modes = [
+                *([Containment.PID_NAMESPACE] if os.geteuid() == 0 else []),
+                *([] if changes_user else [Containment.USER_AND_PID_NAMESPACE]),
+                Containment.SUBREAPER,
+            ]
         stack.push_async_callback(self._close)
         await self._ensure_launcher()
 
@@ -139,10 +153,9 @@ class LocalRuns:
             if self._process is not None and self._reading is not None and not self._reading.done():
                 return self._process
             await self._close()
-            arguments = [self._wanted.value] if self._wanted is not None else []
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-c", _PROGRAM, *arguments),
+                    *(sys.executable, "-I", "-c", _PROGRAM, *self._modes),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     env={"PATH": os.defpath},
