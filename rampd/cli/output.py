@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import sys
+import textwrap
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -106,26 +107,51 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, number
         click.echo("  ".join(cells).rstrip())
 
 
+_GAP = 2
+_SHORTEST_COLUMN = 8
+
+
 def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str]) -> None:
-    from rich import box  # noqa: PLC0415 -- a pipe never pays for it
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415 -- a pipe never pays for it
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in columns:
-        right = name in numbers
-        # Names give way first, then the last column; nothing is ever wrapped into two lines.
+    width = shutil.get_terminal_size().columns
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    for name, column_width in zip(columns, _widths(columns, rows, width), strict=True):
         table.add_column(
             name.upper(),
-            justify="right" if right else "left",
+            justify="right" if name in numbers else "left",
             no_wrap=True,
             overflow="ellipsis",
-            min_width=min(len(name), 10),
+            width=column_width,
         )
     for row in rows:
         table.add_row(*(Text(text, style=_style(text)) for text in row))
-    Console(width=shutil.get_terminal_size().columns).print(table)
+    Console(width=width).print(table)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Return how wide each column is: what does not fit is cut from the last one first, then from names."""
+    widths = [max(len(name), *(len(row[at]) for row in rows), 0) for at, name in enumerate(columns)]
+    room = width - _GAP * (len(columns) - 1)
+    for at, shortest in ((len(columns) - 1, _SHORTEST_COLUMN), (_name_column(columns), _SHORTEST_COLUMN)):
+        excess = sum(widths) - room
+        if excess > 0:
+            widths[at] = max(min(widths[at], shortest), widths[at] - excess)
+    return widths
+
+
+def _name_column(columns: Sequence[str]) -> int:
+    return columns.index("name") if "name" in columns else 0
+
+
+def paragraph(text: str, *, indent: int = 0) -> str:
+    """Return a line for a person: wrapped between words on a terminal, as it is where it is piped."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 _STYLES: Mapping[str, str] = {

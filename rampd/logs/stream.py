@@ -219,6 +219,8 @@ def take_stdout() -> int | None:
         for descriptor in (1, 2):
             if null != descriptor:
                 os.dup2(null, descriptor)
+            else:
+                os.set_inheritable(descriptor, True)
         if null > 2:  # noqa: PLR2004 -- stderr
             os.close(null)
     return kept

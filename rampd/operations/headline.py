@@ -122,11 +122,11 @@ def _settling(situation: _Situation) -> str:
     )
 
 
-def duration(seconds: float) -> str:
-    """Return a duration for people: two units at most."""
+def duration(seconds: float, *, units: int = 2) -> str:
+    """Return a duration for people, in one unit or two."""
     left = max(0, round(seconds))
     for size, unit, below, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if left >= size:
             whole, rest = divmod(left, size)
-            return f"{whole} {unit} {rest // below} {smaller}" if rest // below else f"{whole} {unit}"
+            return f"{whole} {unit} {rest // below} {smaller}" if rest // below and units > 1 else f"{whole} {unit}"
     return f"{left} s"

@@ -96,7 +96,7 @@ def test_a_table_is_plain_where_it_is_piped(event: Deployment, daemon: RampdProc
     event.submit("one")
     daemon.finished("one")
     lines = rampctl("status", config=event.config).stdout.splitlines()
-    assert lines[-2].split() == ["NAME", "STATE", "TRY", "PLACE", "SINCE", "NOTE"]
+    assert lines[-2].split() == ["NAME", "STATE", "TRY", "SINCE", "NOTE"]
     assert lines[-1].split()[:3] == ["one", "scored", "1"]
     assert all(line.isprintable() for line in lines)
 

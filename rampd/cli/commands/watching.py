@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rampd.config import Settings
-    from rampd.models import Scores
+    from rampd.models import Attempt, Scores
     from rampd.operations.status import EventStatus, SubmissionDetails, SubmissionStatus
 
 _SHOWN = 15
@@ -44,17 +44,13 @@ def status(settings: Settings, submission: str | None, *, everything: bool, as_j
     if as_json:
         output.print_json(_event_data(found))
         return
-    click.echo(f"{found.event}: {output.escaped(found.head)}")
+    click.echo(output.paragraph(f"{found.event}: {output.escaped(found.head)}", indent=2))
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items() if count)
     click.echo(counts or "no submissions")
     chosen, left_out = (list(found.submissions), "") if everything else _choose(found.submissions)
     if chosen:
         click.echo()
-        output.print_table(
-            ("name", "state", "try", "place", "since", "note"),
-            [_row(one) for one in chosen],
-            numbers=("try", "place"),
-        )
+        _print_statuses(chosen)
     if left_out:
         click.echo(f"\n{left_out} not shown; --all shows everything")
 
@@ -92,15 +88,18 @@ def _choose(submissions: Sequence[SubmissionStatus]) -> tuple[list[SubmissionSta
     return [*ended[-_SHOWN:], *running, *waiting[:_SHOWN]], ", ".join(left_out)
 
 
-def _row(one: SubmissionStatus) -> tuple[str, ...]:
-    return (
-        one.name,
-        one.state,
-        str(one.attempt or ""),
-        str(one.position or ""),
-        "" if one.age_s is None else duration(one.age_s),
-        _note(one),
-    )
+def _print_statuses(chosen: Sequence[SubmissionStatus]) -> None:
+    cells = {
+        "name": [one.name for one in chosen],
+        "state": [str(one.state) for one in chosen],
+        "try": [str(one.attempt or "") for one in chosen],
+        "place": [str(one.position or "") for one in chosen],
+        "since": ["" if one.age_s is None else duration(one.age_s, units=1) for one in chosen],
+        "note": [_note(one) for one in chosen],
+    }
+    if not any(cells["place"]):
+        del cells["place"]
+    output.print_table(list(cells), list(zip(*cells.values(), strict=True)), numbers=("try", "place", "since"))
 
 
 def _note(one: SubmissionStatus) -> str:
@@ -138,7 +137,7 @@ def _show_submission(details: SubmissionDetails, *, as_json: bool) -> None:
                     (output.timestamp(attempt.opened_at) or "")[:19],
                     attempt.step,
                     attempt.outcome or "",
-                    "" if attempt.verdict is None else str(attempt.verdict.exit_status or 0),
+                    _exit_status(attempt),
                     attempt.verdict.reason if attempt.verdict else "",
                 )
                 for attempt in details.attempts
@@ -155,7 +154,12 @@ def _show_submission(details: SubmissionDetails, *, as_json: bool) -> None:
         click.echo(f"\n{output.escaped_lines(one.error_msg)}")
 
 
-def _attempt_data(attempt: Any) -> dict[str, Any]:
+def _exit_status(attempt: Attempt) -> str:
+    status = attempt.verdict.exit_status if attempt.verdict else None
+    return "" if status is None else str(status)
+
+
+def _attempt_data(attempt: Attempt) -> dict[str, Any]:
     return {
         "attempt": attempt.number,
         "worker": attempt.worker_type,

@@ -93,7 +93,8 @@ def check(settings: Settings, *, as_json: bool) -> None:
         for finding in findings:
             mark = ("note" if finding.is_warning else "ok") if finding.is_ok else "FAIL"
             colour = {"ok": "green", "note": "yellow", "FAIL": "red"}[mark]
-            click.echo(f"{click.style(f'{mark:4}', fg=colour)}  {finding.name}: {output.escaped(finding.detail)}")
+            line = output.paragraph(f"{mark:4}  {finding.name}: {output.escaped(finding.detail)}", indent=6)
+            click.echo(click.style(mark, fg=colour) + line[len(mark) :])
     if not is_ok:
         sys.exit(EX_FAILED)
 
