@@ -60,6 +60,8 @@ class Dispatcher:
         self._stopping = asyncio.Event()
         self._drained = False
         self._backoffs: dict[int, float] = {}
+        self._unreleased: set[int] = set()
+        """Claimed, but their attempts could not be opened, nor they be put back yet."""
         self._announcements = Announcements(event.journal)
         self._hold = Hold(event, announcements=self._announcements)
         self._requests = Requests(event, self._runs, announcements=self._announcements)
@@ -173,6 +175,7 @@ class Dispatcher:
         now = clock.wall()
         skip = [submission_id for submission_id, until in self._backoffs.items() if until > now]
         async with self._claiming:
+            await self._release_claims()
             # What was put back is not taken before its attempt has wholly ended: only then is its backoff known, too.
             skip += [run.submission.id for run in self._runs.values()]
             submission = await self.event.store.claim(skip)
@@ -186,12 +189,18 @@ class Dispatcher:
                     with suppress(StoreError):  # it is over anyway, and the attempt is open already
                         await self.event.journal.clear_backoff(submission.id)
             except BaseException:
-                # Nothing has happened outside yet: the row goes back, now or (if the store is away too) at recovery.
+                # Nothing has happened outside yet: the row goes back, now or as soon as the store is there again.
+                self._unreleased.add(submission.id)
                 with suppress(StoreError):
-                    await asyncio.shield(self.event.store.release(submission.id))
+                    await asyncio.shield(self._release_claims())
                 raise
             self._spawn(submission, attempt)
             return submission
+
+    async def _release_claims(self) -> None:
+        for submission_id in list(self._unreleased):
+            await self.event.store.release(submission_id)
+            self._unreleased.discard(submission_id)
 
     def _spawn(self, submission: Submission, attempt: Attempt) -> None:
         orders = Orders()
@@ -259,7 +268,7 @@ class Dispatcher:
         """Say whether nothing is new, settling, queued, in backoff, running or being written (hunger_policy exit)."""
         if self.event.settings.dispatcher.hunger_policy is not HungerPolicy.EXIT:
             return False
-        if self._runs or self.event.store.settling:
+        if self._runs or self._unreleased or self.event.store.settling:
             return False
         if await self.event.journal.pending_requests():
             return False

@@ -95,7 +95,7 @@ def _read_text(path: Path) -> str:
 def _others_near(path: Path) -> str:
     """Name the configs that a mistyped path may have meant."""
     for folder in path.absolute().parents[:4]:
-        found = [*folder.glob("events/*/config.yml"), *folder.glob("*/config.yml")]
+        found = [*folder.glob("events/*/config.yml"), *(folder.glob("*/config.yml") if folder.name == "events" else ())]
         if found:
             return f"; there is: {', '.join(str(other) for other in sorted(set(found))[:5])}"
     return ""

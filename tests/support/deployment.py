@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,8 @@ class Deployment:
 
     def states(self) -> dict[str, str]:
         """Return each submission's state as the store's file has it."""
-        with sqlite3.connect(f"file:{self.state / 'submissions.sqlite3'}?mode=ro", uri=True) as connection:
-            rows = connection.execute("SELECT name, state FROM submissions").fetchall()
-        connection.close()
+        uri = f"file:{self.state / 'submissions.sqlite3'}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'submissions'").fetchone()
+            rows = connection.execute("SELECT name, state FROM submissions").fetchall() if made else []
         return dict(rows)

@@ -1,0 +1,139 @@
+"""A dispatcher whose store, journal or tasks fail, and what the next one finds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rampd import clock
+from rampd.dispatcher import Dispatcher
+from rampd.states import Step, SubmissionState
+from support.event import (
+    Crash,
+    EventRoom,
+    attempt_once,
+    fail_times,
+    find,
+    good_run,
+    hung_run,
+    hurry,
+    serve_out,
+)
+from support.store_room import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rampd.event import Event
+
+    Record = dict[str, Any]
+
+
+@pytest.fixture
+def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventRoom:
+    """Return an event that ends when nothing is left, and where nothing that fails is waited for."""
+    hurry(monkeypatch)
+    return EventRoom(tmp_path)
+
+
+async def states(event: Event) -> dict[str, str]:
+    """Return each submission's state."""
+    return {submission.name: submission.state.value for submission in await event.store.list()}
+
+
+async def test_a_store_that_is_away_is_said_once(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch, log_records: list[Record]
+) -> None:
+    """Claiming goes on when the store works again: one record at each end, however often it failed."""
+    room.submit("one")
+    async with room.opened() as event:
+        failures = fail_times(monkeypatch, event, "store.claim", 4)
+        assert await serve_out(event) == 0
+        assert len(failures) == 4
+        assert await states(event) == {"one": "scored"}
+    (unavailable,) = find(log_records, "store.unavailable")
+    assert unavailable["delay_s"] == 0.02
+    assert len(find(log_records, "store.recovered")) == 1
+
+
+async def test_a_claim_that_cannot_be_journaled_is_put_back(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No submission stays claimed without an attempt."""
+    room.submit("one")
+    async with room.opened() as event:
+        fail_times(monkeypatch, event, "journal.open_attempt", 2)
+        assert await serve_out(event) == 0
+        assert await states(event) == {"one": "scored"}
+        assert [attempt.number for attempt in await event.journal.attempts()] == [1]
+
+
+async def test_a_claim_that_can_neither_be_journaled_nor_put_back_is_put_back_later(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full for both costs time, not the submission: the event does not end before it has run."""
+    room.submit("one")
+    async with room.opened() as event:
+        fail_times(monkeypatch, event, "journal.open_attempt", 1)
+        fail_times(monkeypatch, event, "store.release", 3)
+        assert await serve_out(event) == 0
+        assert await states(event) == {"one": "scored"}
+
+
+async def test_a_journal_that_fails_once_leaves_no_attempt_open(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that was opened is run, though its backoff could not be cleared: none is left open."""
+    room.submit("one")
+    async with room.opened() as event:
+        (submission,) = await event.store.list()
+        await event.journal.set_backoff(submission.id, clock.wall() - 1)
+        fail_times(monkeypatch, event, "journal.clear_backoff")
+        assert await serve_out(event) == 0
+        assert await event.journal.unfinished() == []
+
+
+async def test_a_bug_in_one_task_costs_the_others_nothing(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch, log_records: list[Record]
+) -> None:
+    """The slot is given back, the bug is reported, and the next start finds the attempt."""
+    room.dispatcher["n_workers"] = 1
+    room.submit("one")
+    async with room.opened() as event:
+        fail_times(monkeypatch, event, "journal.decide", error=KeyError)
+        room.submit("two")
+        await event.store.scan()
+        await serve_out(event)
+        assert await states(event) == {"one": "training", "two": "scored"}
+    assert len(find(log_records, "lifecycle.failed", submission="one")) == 1
+    async with room.opened() as event:
+        await serve_out(event)
+        assert await states(event) == {"one": "scored", "two": "scored"}
+
+
+async def test_what_a_crash_left_is_served_first(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted submission keeps its place before those that came after it."""
+    room.dispatcher["n_workers"] = 1
+    room.submit("one", good_run(0.01))
+    async with room.opened() as event:
+        fail_times(monkeypatch, event, "worker.wait", error=Crash)
+        with pytest.raises(Crash):
+            await attempt_once(event)
+    room.submit("two")
+    async with room.opened() as event:
+        await serve_out(event)
+        done = await event.store.list({SubmissionState.SCORED})
+        assert [submission.name for submission in sorted(done, key=lambda one: one.state_at)] == ["one", "two"]
+
+
+async def test_a_dispatcher_that_is_cancelled_leaves_nothing_running(room: EventRoom) -> None:
+    """A daemon that exits at once ends its tasks; the next start puts back what they held."""
+    room.submit("one", hung_run())
+    async with room.opened() as event:
+        serving = asyncio.ensure_future(Dispatcher(event).run())
+        await until(lambda: room.outside)
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        (attempt,) = await event.journal.unfinished()
+        assert attempt.step is Step.LAUNCHED
