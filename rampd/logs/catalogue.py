@@ -346,7 +346,7 @@ def _field_schema(spec: FieldSpec) -> dict[str, Any]:
     if spec.type == "array":
         schema["items"] = {"type": "string"}
     if spec.values:
-        schema["enum"] = [str(value) for value in spec.values]
+        schema["enum"] = [*(str(value) for value in spec.values), *([None] if spec.nullable else [])]
     return schema
 
 

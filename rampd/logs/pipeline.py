@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import sys
 import traceback
@@ -32,6 +33,7 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _ALWAYS = frozenset({"submission.finished", "log.dropped"})
 """Written whatever the level: other programs live on them."""
 _FIRST = ("timestamp", "level", "event", "logger", "run", "seq")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def get_logger(name: str) -> Any:
@@ -95,11 +97,15 @@ class _Pipeline:
         self._stream = stream
         self._run = run
         self._threshold = threshold
-        self._console = structlog.dev.ConsoleRenderer(colors=False, sort_keys=False) if console else None
+        # The plain formatter takes the traceback as we give it; the default one would warn about that.
+        plain = structlog.dev.plain_traceback
+        self._console = (
+            structlog.dev.ConsoleRenderer(colors=False, sort_keys=False, exception_formatter=plain) if console else None
+        )
 
     def __call__(self, named: object, method: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         record = dict(fields)
-        level = "error" if method == "exception" else method
+        level = "error" if method in ("exception", "critical") else method
         event = str(record.pop("event", ""))
         on_written = record.pop("on_written", None)
         if _LEVELS.get(level, 20) >= self._threshold or event in _ALWAYS:
@@ -139,11 +145,11 @@ class _Pipeline:
 
     def _render_console(self, head: dict[str, Any], fields: dict[str, Any], _seq: int) -> bytes:
         assert self._console is not None  # noqa: S101 -- the caller looked
-        shown = {key: value if isinstance(value, str) else _as_json(value, 0) for key, value in fields.items()}
+        shown = {str(_as_json(key, 0)): _as_json(value, 0) for key, value in fields.items() if key not in _FIRST}
         record = {"timestamp": head["timestamp"], "level": head["level"], "event": head["event"], **shown}
-        text = str(self._console(None, head["level"], record))
-        line = text.encode("utf-8", "backslashreplace")[: MAX_LINE_BYTES - 1]
-        return line.replace(b"\n", b"\n    ") + b"\n"
+        text = str(self._console(None, head["level"], record)).replace("\n", "\n    ")
+        line = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text).encode("utf-8", "backslashreplace")
+        return line[: MAX_LINE_BYTES - 1].decode("utf-8", "ignore").encode() + b"\n"
 
 
 def _now() -> str:
@@ -156,16 +162,16 @@ def _render_json(head: dict[str, Any], fields: dict[str, Any], seq: int) -> byte
     try:
         # The common case: nothing but what JSON knows, nothing too long.
         line = _dumps(record)
-    except (TypeError, ValueError, RecursionError, UnicodeEncodeError):
-        line = _dumps({str(key): _as_json(value, 0) for key, value in record.items()})
+    except Exception:  # noqa: BLE001 -- a field may be anything, and fail in any way when it is looked at
+        line = _dumps({str(_as_json(key, 0)): _as_json(value, 0) for key, value in record.items()})
     if len(line) < MAX_LINE_BYTES:
         return line
-    plain = {str(key): _as_json(value, 0) for key, value in record.items()}
+    plain = {str(_as_json(key, 0)): _as_json(value, 0) for key, value in record.items()}
     shortened: list[str] = []
     for key in sorted(plain, key=lambda key: -len(_dumps(plain[key]))):
-        if key in _FIRST:
-            continue
         text = plain[key] if isinstance(plain[key], str) else json.dumps(plain[key])
+        if len(text) <= _LONGEST_FIELD // 4:
+            continue
         plain[key] = text[-_LONGEST_FIELD // 4 :] if key == "exception" else text[: _LONGEST_FIELD // 4]
         shortened.append(key)
         line = _dumps({**plain, "truncated": shortened})
@@ -189,8 +195,15 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 """Made once: `json.dumps` would make one a record."""
 
 
-def _as_json(value: Any, depth: int) -> Any:  # noqa: C901, PLR0911 -- one rule a type, one after the other
+def _as_json(value: Any, depth: int) -> Any:
     """Return something that JSON has, whatever `value` is: NaN and infinities are null, surrogates are escaped."""
+    try:
+        return _plain(value, depth)
+    except Exception:  # noqa: BLE001 -- a log line must not fail because a __str__ does
+        return f"<{type(value).__name__}>"
+
+
+def _plain(value: Any, depth: int) -> Any:  # noqa: C901, PLR0911 -- one rule a type, one after the other
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Enum):
@@ -210,10 +223,7 @@ def _as_json(value: Any, depth: int) -> Any:  # noqa: C901, PLR0911 -- one rule 
             return {str(_as_json(key, depth + 1)): _as_json(inner, depth + 1) for key, inner in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
             return [_as_json(inner, depth + 1) for inner in value]
-    try:
-        return _as_json(str(value)[:_LONGEST_FIELD], depth)
-    except Exception:  # noqa: BLE001 -- a log line must not fail because a __str__ does
-        return f"<{type(value).__name__}>"
+    return _as_json(str(value)[:_LONGEST_FIELD], depth)
 
 
 def _traceback_of(error: Any) -> str:
@@ -241,7 +251,7 @@ class _Foreign(logging.Handler):
         try:
             message = record.getMessage()
         except Exception:  # noqa: BLE001 -- arguments that do not fit their message
-            message = str(record.msg)
+            message = str(_as_json(record.msg, 0))
         fields: dict[str, Any] = {"message": message[:_LONGEST_FIELD]}
         if record.exc_info:
             fields["exc_info"] = record.exc_info
