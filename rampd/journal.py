@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rampd import clock
-from rampd.database import Database, Row
+from rampd.database import Database
 from rampd.errors import StoreError
-from rampd.models import Attempt, Exit, StepScore, Verdict
-from rampd.states import Outcome, RequestKind, Step
+from rampd.journal_rows import Failures, LatestAttempt, Request, attempt_of, request_of
+from rampd.states import Outcome, Step
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from contextlib import AsyncExitStack
     from pathlib import Path
 
-    from rampd.models import Submission
+    from rampd.models import Attempt, Submission, Verdict
+    from rampd.states import RequestKind
 
 _SCHEMA = """
 CREATE TABLE attempts (
@@ -62,44 +63,6 @@ CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What an operator asked for. Times are seconds since the epoch."""
-
-    id: int
-    kind: RequestKind
-    submission: str
-    requested_at: float
-    answered_at: float | None = None
-    answer: str | None = None
-    accepted: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Failures:
-    """What a submission's earlier attempts came to, since the operator last started its count anew."""
-
-    counted: int
-    """Attempts that count against max_attempts."""
-    interrupted_in_a_row: int
-    """How many of the last ones the daemon's own end cut short."""
-    no_capacity_in_a_row: int = 0
-    """How many of the last ones found nothing to run on."""
-
-
-@dataclass(frozen=True, slots=True)
-class LatestAttempt:
-    """The latest attempt of a submission, in short."""
-
-    number: int
-    worker_type: str
-    launched_at: float | None
-    """Wall clock, seconds since the epoch."""
-    outcome: str | None
-    reason: str | None
-    """What the operator should know of its end."""
-
-
 class Journal:
     """One event's journal.
 
@@ -134,7 +97,7 @@ class Journal:
                 "now": clock.wall(),
             },
         )
-        return _attempt(row)
+        return attempt_of(row)
 
     async def record_allocation(self, attempt_id: str, allocation: str) -> None:
         """Keep what finds the attempt's allocation again (the worker's JSON)."""
@@ -192,7 +155,7 @@ class Journal:
                 "finished": json.dumps(finished),
             },
         )
-        return _attempt(rows[0]) if rows else await self._get(attempt_id)
+        return attempt_of(rows[0]) if rows else await self._get(attempt_id)
 
     async def close(self, attempt_id: str) -> None:
         """Say that the outcome is true everywhere and nothing of the attempt is left."""
@@ -208,13 +171,13 @@ class Journal:
         if not rows:
             found = await self._get(attempt_id)
             raise StoreError(f"attempt {attempt_id} is {found.step} and cannot become {after}")
-        return _attempt(rows[0])
+        return attempt_of(rows[0])
 
     async def _get(self, attempt_id: str) -> Attempt:
         rows = await self._database.fetch("SELECT * FROM attempts WHERE id = ?", (attempt_id,))
         if not rows:
             raise StoreError(f"the journal has no attempt {attempt_id}")
-        return _attempt(rows[0])
+        return attempt_of(rows[0])
 
     async def mark_announced(self, attempt_ids: Collection[str]) -> None:
         """Remember that the canonical lines of these attempts were written."""
@@ -226,12 +189,12 @@ class Journal:
     async def unfinished(self) -> list[Attempt]:
         """Return the attempts that are not closed, oldest first."""
         rows = await self._database.fetch("SELECT * FROM attempts WHERE step <> 'closed' ORDER BY opened_at, number")
-        return [_attempt(row) for row in rows]
+        return [attempt_of(row) for row in rows]
 
     async def unannounced(self) -> list[Attempt]:
         """Return the decided final attempts whose canonical line may not have been written, oldest first."""
         rows = await self._database.fetch("SELECT * FROM attempts WHERE final = 1 AND announced = 0 ORDER BY opened_at")
-        return [_attempt(row) for row in rows]
+        return [attempt_of(row) for row in rows]
 
     async def attempts(self, submission_id: int | None = None) -> list[Attempt]:
         """Return all attempts, or those of one submission, oldest first."""
@@ -241,7 +204,7 @@ class Journal:
             rows = await self._database.fetch(
                 "SELECT * FROM attempts WHERE submission_id = ? ORDER BY number", (submission_id,)
             )
-        return [_attempt(row) for row in rows]
+        return [attempt_of(row) for row in rows]
 
     async def latest_attempts(self) -> dict[int, LatestAttempt]:
         """Return as much of each submission's latest attempt as a table shows, by the submission's id."""
@@ -317,7 +280,7 @@ class Journal:
     async def pending_requests(self) -> list[Request]:
         """Return what was not answered yet, oldest first."""
         rows = await self._database.fetch("SELECT * FROM requests WHERE answered_at IS NULL ORDER BY id")
-        return [_request(row) for row in rows]
+        return [request_of(row) for row in rows]
 
     async def answer(self, request_id: int, answer: str, *, accepted: bool) -> None:
         """Answer a request; the first answer stands."""
@@ -337,7 +300,7 @@ class Journal:
         rows = await self._database.fetch("SELECT * FROM requests WHERE id = ?", (request_id,))
         if not rows:
             raise StoreError(f"the journal has no request {request_id}")
-        return _request(rows[0])
+        return request_of(rows[0])
 
     async def put(self, key: str, value: object) -> None:
         """Keep a fact for other processes (JSON)."""
@@ -364,47 +327,4 @@ def _run_length(outcomes: list[Outcome], outcome: Outcome) -> int:
     return length
 
 
-def _request(row: Row) -> Request:
-    accepted = row["accepted"]
-    return Request(
-        id=row["id"],
-        kind=RequestKind(row["kind"]),
-        submission=row["submission"],
-        requested_at=row["requested_at"],
-        answered_at=row["answered_at"],
-        answer=row["answer"],
-        accepted=None if accepted is None else bool(accepted),
-    )
-
-
-def _attempt(row: Row) -> Attempt:
-    return Attempt(
-        id=row["id"],
-        submission=row["submission"],
-        submission_id=row["submission_id"],
-        number=row["number"],
-        worker_type=row["worker_type"],
-        step=Step(row["step"]),
-        opened_at=row["opened_at"],
-        allocation=row["allocation"],
-        launched_at=row["launched_at"],
-        launched_boottime_s=row["launched_boottime_s"],
-        boot_id=row["boot_id"],
-        outcome=Outcome(row["outcome"]) if row["outcome"] else None,
-        verdict=_verdict(row["verdict"]) if row["verdict"] else None,
-        final=bool(row["final"]),
-        finished=json.loads(row["finished"]) if row["finished"] else {},
-    )
-
-
-def _verdict(text: str) -> Verdict:
-    fields = json.loads(text)
-    fields["outcome"] = Outcome(fields["outcome"])
-    if fields["exit"] is not None:
-        fields["exit"] = Exit(**fields["exit"])
-    if fields["scores"] is not None:
-        fields["scores"] = {
-            score: {step: StepScore(**figures) for step, figures in steps.items()}
-            for score, steps in fields["scores"].items()
-        }
-    return Verdict(**fields)
+__all__ = ["Failures", "Journal", "LatestAttempt", "Request"]
