@@ -102,7 +102,8 @@ def _copy_folder(folder: int, destination: Path, copying: _Copying, depth: int) 
     if depth > _MAX_DEPTH:
         raise UnsafeTreeError(f"its folders are nested deeper than {_MAX_DEPTH}")
     with _writing(destination):
-        destination.mkdir(mode=0o755)
+        destination.mkdir()
+        destination.chmod(0o755)  # whatever the umask is
     for name in _names(folder):
         if depth == 0 and name in copying.skip:
             continue
@@ -262,6 +263,7 @@ def _copy_file(folder: int, name: str, target: Path, info: os.stat_result, owner
         with _writing(target):
             copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
             try:
+                os.fchmod(copy, mode)
                 _copy_bytes(source, copy, info.st_size)
                 os.utime(copy, ns=(info.st_atime_ns, info.st_mtime_ns))
                 if owner is not None:
@@ -385,10 +387,11 @@ def remove_tree(path: Path) -> None:
         if not isinstance(problem, PermissionError):
             raise problem
         for folder in (Path(name).parent, Path(name)):
-            if folder.is_dir() and not folder.is_symlink():
+            # What the tree itself lies in is somebody's on purpose, a read-only predictions_dir for one.
+            if folder.is_relative_to(path) and folder.is_dir() and not folder.is_symlink():
                 folder.chmod(0o700)
         if function in (os.scandir, os.listdir, os.open, os.lstat):
-            shutil.rmtree(name)
+            shutil.rmtree(name, onerror=mend)
         else:
             function(name)
 
