@@ -101,7 +101,7 @@ class CondaEnvironments:
 
     def _envs_dirs(self) -> Iterator[Path]:
         for variable in ("CONDA_ENVS_DIRS", "CONDA_ENVS_PATH"):
-            yield from (Path(part).expanduser() for part in os.environ.get(variable, "").split(os.pathsep) if part)
+            yield from (_expanded(part) for part in os.environ.get(variable, "").split(os.pathsep) if part)
         roots = list(self._roots())
         for condarc in [Path("~/.condarc").expanduser(), *(root / ".condarc" for root in roots)]:
             yield from _envs_dirs_of(condarc)
@@ -129,7 +129,8 @@ class CondaEnvironments:
         home = Path.home()
         yield from (home / name for name in _USUAL_ROOTS)
         yield from (Path(place) for place in _USUAL_PLACES)
-        yield from self._told[:1]
+        # conda sorts its list: the base is the one that has what a base has.
+        yield from (path for path in self._told if (path / "condabin").is_dir() or (path / "envs").is_dir())
 
     async def _ask(self) -> None:
         """Ask conda itself, which takes half a second or more: at most once a minute."""
@@ -140,15 +141,18 @@ class CondaEnvironments:
         tool = find_tool()
         if tool is None:
             return
-        process = await asyncio.create_subprocess_exec(
-            tool,
-            "info",
-            "--envs",
-            "--json",
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                tool,
+                "info",
+                "--envs",
+                "--json",
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+        except OSError:  # its interpreter is gone: as good as no conda
+            return
         try:
             async with asyncio.timeout(_ASK_TIMEOUT_S):
                 output, _ = await process.communicate()
@@ -168,7 +172,9 @@ def is_path(conda_env: str) -> bool:
 
 
 def _expanded(path: str) -> Path:
-    return Path(path).expanduser()
+    with suppress(RuntimeError):  # nobody of that name has a home: no such folder either
+        return Path(path).expanduser()
+    return Path(path)
 
 
 def find_tool() -> str | None:
@@ -205,4 +211,4 @@ def _envs_dirs_of(condarc: Path) -> list[Path]:
     except (OSError, ValueError, yaml.YAMLError):
         return []
     found = data.get("envs_dirs") if isinstance(data, dict) else None
-    return [Path(str(folder)).expanduser() for folder in found] if isinstance(found, list) else []
+    return [_expanded(os.path.expandvars(str(folder))) for folder in found] if isinstance(found, list) else []

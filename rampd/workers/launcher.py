@@ -22,9 +22,10 @@ import os
 import select
 import signal
 import sys
+import time
 from contextlib import suppress
 
-from rampd.workers.supervisor import report, supervise
+from rampd.workers.supervisor import descendants, report, supervise
 
 TYPE_CHECKING = False  # what type checkers take for True; `typing` itself would be carried by every run
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ _CLONE_NEWPID = 0x20000000
 _MS_NOSUID_NODEV_NOEXEC = 0x2 | 0x4 | 0x8
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 _NOT_CONTAINED = 96
+_ORPHANS_S = 5.0
 
 
 class _Supervisor:
@@ -215,22 +217,39 @@ class Launcher:
             raise OSError(ctypes.get_errno(), "mount /proc")
 
     def _reap(self) -> None:
-        gone = set()
-        while True:
-            try:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
+        gone = self._collect()
+        deadline = time.monotonic() + _ORPHANS_S
+        # A supervisor that was killed leaves to us, the next subreaper, what it watched over, marked or not.
+        while self.mode == SUBREAPER and any(gone.values()) and time.monotonic() < deadline:
+            orphans = descendants(spare={supervisor.pid for supervisor in self._supervisors.values()})
+            if not orphans:
                 break
-            if pid == 0:
-                break
-            gone.add(pid)
+            for pid in orphans:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.001)
+            gone |= self._collect()
         for key in [key for key, supervisor in self._supervisors.items() if supervisor.pid in gone]:
             os.close(self._supervisors.pop(key).lifeline)
             report(f"{key} gone")
 
+    def _collect(self) -> dict[int, int]:
+        """Return what has ended, with its wait status by pid."""
+        gone: dict[int, int] = {}
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return gone
+            if pid == 0:
+                return gone
+            gone[pid] = status
+
 
 def main() -> None:
     """Serve the daemon at the other end of standard input."""
+    # uvloop leaves copies of the daemon's own three open in every child: its log stream is nothing for submissions.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     launcher = Launcher(sys.argv[1:])
     gc.collect()
     gc.freeze()

@@ -33,6 +33,7 @@ class LocalRun:
     def __init__(self, spec: Spec, marker: str) -> None:
         self.key = spec["key"]
         self.command = spec["command"]
+        self.folder = spec["folder"]
         self.marker = marker
         self.pid: int | None = None
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -49,7 +50,7 @@ class LocalRun:
             case "started":
                 self._has_begun = True
             case "failed":
-                self._fail_to_start(_not_executable(self.command[0], int(rest[0])))
+                self._fail_to_start(self._not_started(int(rest[0]), rest[1]))
             case "ended":
                 self._ended = _exit(rest)
         if self._has_begun and self.pid is not None and not self.started.done():
@@ -58,6 +59,15 @@ class LocalRun:
     def _fail_to_start(self, error: Exception) -> None:
         if not self.started.done():
             self.started.set_exception(error)
+
+    def _not_started(self, number: int, step: str) -> WorkerError:
+        program, why = self.command[0], os.strerror(number)
+        if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+            return WorkerError(f"{program} could not be started: {why}")
+        if step == "folder":
+            return WorkerSetupError(f"the user that submissions run as cannot enter {self.folder}: {why}")
+        where = "itself, or the interpreter its first line names"
+        return WorkerSetupError(f"{program} cannot be executed: {why} ({where})")
 
     def lost(self) -> None:
         """Say that nothing is left and nothing more will be heard."""
@@ -81,13 +91,6 @@ class LocalRun:
         if self._ended is None:
             raise WorkerLostError("the run's supervisor was killed")
         return self._ended
-
-
-def _not_executable(program: str, number: int) -> WorkerError:
-    if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-        return WorkerError(f"{program} could not be started: {os.strerror(number)}")
-    why = f"{os.strerror(number)} (itself, or the interpreter its first line names)"
-    return WorkerSetupError(f"{program} cannot be executed: {why}")
 
 
 def _exit(words: list[str]) -> Exit:

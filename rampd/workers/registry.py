@@ -44,6 +44,8 @@ def worker_class(worker_type: str) -> type[Worker[Any]]:
     if point is None:
         there = ", ".join(sorted({*_OWN, *points}))
         raise UnknownWorkerTypeError(f"found {worker_type!r}; allowed: {there}, or package.module:Class of your own")
+    if point.pattern.match(point.value) is None:
+        raise UnknownWorkerTypeError(f"found {worker_type!r}; allowed: an installed name, or package.module:Class")
     try:
         loaded = point.load()
     except Exception as error:
@@ -52,6 +54,8 @@ def worker_class(worker_type: str) -> type[Worker[Any]]:
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, Worker)):
         raise UnknownWorkerTypeError(f"found {worker_type!r}, which names no subclass of rampd.workers.base.Worker")
+    if undefined := sorted(loaded.__abstractmethods__):
+        raise UnknownWorkerTypeError(f"found {worker_type!r}, which does not define {', '.join(undefined)}")
     return loaded
 
 

@@ -6,7 +6,7 @@ memory it took, and sees to it that nothing outlives it:
 - standard input is its lifeline. End of file means that the launcher, and so the daemon, is gone: everything is killed
   at once. The line ``stop`` means TERM to everything, and KILL five seconds later.
 - standard output is the launcher's own, shared with others: each report is one short line that begins with the run's
-  key: ``KEY started``, or ``KEY failed ERRNO``, and at the end
+  key: ``KEY started``, or ``KEY failed ERRNO AT`` (at its user, folder or program), and at the end
   ``KEY ended STATUS SIGNAL MAX_RSS_BYTES LOG_BYTES CAPPED LOG_ERRNO``.
 
 What it imports, the launcher has to carry: the standard library's smallest parts only.
@@ -22,6 +22,7 @@ import time
 
 TYPE_CHECKING = False  # what type checkers take for True; `typing` itself would be carried by every run
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import NoReturn, TypedDict
 
     class Spec(TypedDict):
@@ -72,6 +73,7 @@ def supervise(spec: Spec, *, in_namespace: bool) -> None:
 def become(spec: Spec, output: int, failure: int) -> NoReturn:
     """Turn the forked child into the submission."""
     command = spec["command"]
+    step = "user"
     try:
         os.setsid()
         os.setpriority(os.PRIO_PROCESS, 0, spec["niceness"])
@@ -90,10 +92,12 @@ def become(spec: Spec, output: int, failure: int) -> NoReturn:
             os.setgroups(groups)
             os.setgid(gid)
             os.setuid(uid)
+        step = "folder"
         os.chdir(spec["folder"])
+        step = "program"
         os.execve(command[0], command, spec["environment"])
     except OSError as error:
-        os.write(failure, str(error.errno).encode())
+        os.write(failure, f"{error.errno} {step}".encode())
     finally:
         os._exit(127)
 
@@ -252,8 +256,8 @@ class Run:
                 pass
 
 
-def descendants() -> list[int]:
-    """Return the pids below this process; orphans are its children, since it is a subreaper."""
+def descendants(*, spare: Collection[int] = ()) -> list[int]:
+    """Return the pids below this process, but for trees to spare; orphans are its children: it is a subreaper."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -267,7 +271,7 @@ def descendants() -> list[int]:
     found: list[int] = []
     stack = [os.getpid()]
     while stack:
-        below = children.get(stack.pop(), [])
+        below = [pid for pid in children.get(stack.pop(), []) if pid not in spare]
         found += below
         stack += below
     return found
