@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rampd.copying import UnsafeTreeError, move_tree, secure_tree
 from rampd.errors import BadResultsError, IncompleteResultsError, ResultsError
-from rampd.files import UnsafeTreeError, move_tree, remove_tree, secure_tree
+from rampd.files import remove_tree
 from rampd.models import StepScore
 from rampd.ramp_test.npz import check_npz
 

@@ -9,8 +9,8 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rampd.copying import stays_inside
 from rampd.errors import SubmissionRefusedError
-from rampd.files import stays_inside
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,9 @@ import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from rampd.copying import UnsafeTreeError, copy_tree
 from rampd.errors import RampdError, StoreError, SubmissionRefusedError
-from rampd.files import UnsafeTreeError, copy_tree, remove_tree, swap_into_place
+from rampd.files import remove_tree, swap_into_place
 from rampd.stores.folders import check_name, look
 
 if TYPE_CHECKING:

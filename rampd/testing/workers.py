@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
+from rampd.copying import copy_submission
 from rampd.errors import WorkerLostError
-from rampd.files import copy_submission, remove_tree
+from rampd.files import remove_tree
 from rampd.models import Exit, Job, Results
 from rampd.workers.base import Allocation, Worker, WorkerContext
 

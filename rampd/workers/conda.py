@@ -14,8 +14,9 @@ import structlog
 
 from rampd import clock, ramp_test
 from rampd.config import WorkerConfig
+from rampd.copying import UnsafeTreeError, copy_submission
 from rampd.errors import WorkerError, WorkerLostError, WorkerSetupError
-from rampd.files import UnsafeTreeError, copy_submission, remove_tree
+from rampd.files import remove_tree
 from rampd.models import Exit, Job, Results
 from rampd.workers import containment
 from rampd.workers.base import Allocation, Worker, WorkerContext

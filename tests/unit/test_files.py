@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rampd import files
+from rampd import copying, files
+from rampd.copying import UnsafeTreeError, copy_tree, move_tree, secure_tree, stays_inside
 from rampd.errors import ResultsError
-from rampd.files import UnsafeTreeError, copy_tree, move_tree, remove_tree, secure_tree, stays_inside, swap_into_place
+from rampd.files import remove_tree, swap_into_place
 from support.requirements import needs_root
 
 if TYPE_CHECKING:
@@ -189,20 +190,20 @@ def test_a_submissions_copy_has_no_results_of_its_own(tree: Path) -> None:
         os.mkfifo(tree / name)
         (tree / "inner" / name).mkdir()
     (tree / "link").symlink_to("a.py")
-    files.copy_submission(tree, tree.parent / "copy", max_bytes=100, max_files=10)
+    copying.copy_submission(tree, tree.parent / "copy", max_bytes=100, max_files=10)
     assert content(tree.parent / "copy").keys() == content(tree).keys() - {"training_output", "__pycache__"}
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, path: Path, act: Callable[[Path], object]) -> None:
     """Do something to a file after it was looked at and before it is opened."""
-    opening = files._open
+    opening = copying._open
 
     def open_after(name: str, folder: int, flags: int = 0) -> int:
         if name == path.name:
             act(path)
         return opening(name, folder, flags)
 
-    monkeypatch.setattr(files, "_open", open_after)
+    monkeypatch.setattr(copying, "_open", open_after)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.touch, Path.mkdir, lambda path: path.symlink_to("/etc/passwd")])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rampd.copying import copy_tree
 from rampd.errors import StoreError, SubmissionRefusedError
-from rampd.files import copy_tree
 from rampd.stores import staging
 from rampd.stores.staging import AlreadySubmittedError, stage_submission
 

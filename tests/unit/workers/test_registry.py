@@ -47,7 +47,7 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
     points = [f"own = {name}:Own", f"conda = {name}:Own", f"no-class = {name}:Missing", "no-module = not_there:Own"]
     (information / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *points, ""]), encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])  # the last of two entry points would win
     importlib.invalidate_caches()
     for module in (name, "raises"):
         monkeypatch.delitem(sys.modules, module, raising=False)
