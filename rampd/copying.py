@@ -9,13 +9,13 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rampd.errors import ResultsError
 from rampd.files import remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 _MAX_DEPTH = 40
@@ -97,7 +97,7 @@ def _copy_folder(folder: int, destination: Path, copying: _Copying, depth: int) 
     with _writing(destination):
         destination.mkdir()
         destination.chmod(0o755)  # whatever the umask is
-    for name in _names(folder):
+    for name in _names(folder, copying):
         if depth == 0 and name in copying.skip:
             continue
         try:
@@ -200,7 +200,7 @@ def _secure_folder(folder: int, copying: _Copying, depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise UnsafeTreeError(f"its folders are nested deeper than {_MAX_DEPTH}")
     _take_over(folder, os.fstat(folder), 0o755)
-    for name in _names(folder):
+    for name in _names(folder, copying):
         info = os.stat(name, dir_fd=folder, follow_symlinks=False)
         if stat.S_ISDIR(info.st_mode):
             copying.take(name, 0)
@@ -234,9 +234,14 @@ def _take_over(descriptor: int, info: os.stat_result, mode: int) -> None:
         os.fchmod(descriptor, mode)
 
 
-def _names(folder: int) -> Iterator[str]:
+def _names(folder: int, copying: _Copying) -> list[str]:
+    """Return a folder's names in order; one with more of them than may be copied is not read to its end."""
+    most = copying.files_left + len(copying.skip)
     with os.scandir(folder) as entries:
-        yield from sorted(entry.name for entry in entries)
+        names = [entry.name for entry in islice(entries, most + 1)]
+    if len(names) > most:
+        raise UnsafeTreeError(f"it is too large at {names[-1]!r}; allowed: {copying.limits}")
+    return sorted(names)
 
 
 def _open(name: str, folder: int, flags: int = 0) -> int:

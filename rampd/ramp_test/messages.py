@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from rampd.models import Exit
 
+_MAX_NAMES = 10_000
 _MAX_MESSAGE_BYTES = 64 * 1024
 _MAX_LOG_BYTES = 1 << 20
 """How much of a log's end is searched for a traceback."""
@@ -55,7 +57,9 @@ def _read_error_txt(training_output: Path) -> bytes:
     if training_output.is_symlink():
         return b""
     try:
-        folds = sorted(path.name for path in training_output.iterdir() if path.name.startswith("fold_"))
+        # A flood of names must not keep a thread, and with it the interpreter, busy for seconds.
+        names = [path.name for path in islice(training_output.iterdir(), _MAX_NAMES)]
+        folds = sorted(name for name in names if name.startswith("fold_"))
     except OSError:
         return b""
     for fold in folds[:1000]:

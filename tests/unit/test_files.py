@@ -168,6 +168,28 @@ def test_the_bounds_are_exact(tree: Path, handle: Callable[..., object], max_byt
     handle(tree, max_bytes=30, max_files=3)
 
 
+def test_a_flood_of_names_is_not_read_to_its_end(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of millions costs no more than one that is just too large."""
+    read: list[str] = []
+
+    class Endless:
+        def __enter__(self) -> Iterator[Any]:
+            return self._entries()
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def _entries(self) -> Iterator[Any]:
+            while True:
+                read.append("x")
+                yield type("Entry", (), {"name": f"f{len(read)}"})
+
+    monkeypatch.setattr(os, "scandir", lambda _: Endless())
+    with pytest.raises(UnsafeTreeError, match="too large"):
+        secure_tree(tree, max_bytes=100, max_files=10)
+    assert len(read) == 11
+
+
 def test_links_inside_are_kept_where_they_may_be(tree: Path) -> None:
     """They are made again, not followed."""
     (tree / "inner" / "up").symlink_to("../a.py")

@@ -185,8 +185,8 @@ def _is_alive(process: psutil.Process) -> bool:
     return False
 
 
-async def test_a_cancelled_launch_leaves_nothing(room: CondaRoom) -> None:
-    """Wherever a launch is cancelled, what it started is gone when it returns."""
+async def test_a_launch_that_is_cancelled_at_any_moment(room: CondaRoom) -> None:
+    """Wherever a launch is cancelled, what it started is gone when it returns, or it has launched."""
     room.ramp_test(_TREE)
     async with room.opened() as worker:
         for steps in range(8):
@@ -196,10 +196,27 @@ async def test_a_cancelled_launch_leaves_nothing(room: CondaRoom) -> None:
             for _ in range(steps):
                 await asyncio.sleep(0)
             launching.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await launching
-            assert not room.alive()
+            await asyncio.wait({launching})
+            assert launching.cancelled() is not bool(room.alive())
             await worker.teardown(allocation)
+
+
+async def test_a_launch_that_is_cancelled_before_it_is_heard(room: CondaRoom) -> None:
+    """A run whose launch was cancelled before the launcher came to it never begins, or not for long."""
+    room.ramp_test(_TREE)
+    job = room.job()
+    async with room.opened() as worker:
+        allocation = await worker.setup(job)
+        os.kill(_launcher_pid(worker), signal.SIGSTOP)
+        launching = asyncio.ensure_future(worker.launch_submission(job, allocation))
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            launching.cancel()
+        os.kill(_launcher_pid(worker), signal.SIGCONT)
+        with pytest.raises(asyncio.CancelledError):
+            await launching
+        assert not room.alive()
+        await worker.teardown(allocation)
 
 
 async def test_an_allocation_identifies_its_process(room: CondaRoom) -> None:
