@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rampd import copying, files
@@ -259,6 +259,7 @@ TARGETS = st.lists(st.sampled_from(["..", "..", ".", "", "a", "b", "c"]), min_si
 
 
 @settings(max_examples=100, deadline=None)
+@example([(["a"], None), (["b"], "a/../..")])
 @given(st.lists(st.tuples(PLACES, TARGETS | st.none()), max_size=8))
 def test_links_that_stay_inside_lead_nowhere_else(entries: list[tuple[list[str], str | None]]) -> None:
     """Whatever else lies in a tree: where each of its links stays inside, the kernel follows none of them out."""
