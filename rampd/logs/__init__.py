@@ -3,8 +3,10 @@
 Used by the daemon and the command lines; everybody else just asks structlog for a logger.
 """
 
-from rampd.logs.catalogue import CATALOGUE, EventSpec, FieldSpec, json_schema, problems_of
+from rampd.logs.catalogue import CATALOGUE
 from rampd.logs.pipeline import configure, get_logger
+from rampd.logs.record_schema import json_schema, problems_of
+from rampd.logs.specs import EventSpec, FieldSpec
 from rampd.logs.stream import LogStream, take_stdout
 
 __all__ = [

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import rampd
-from rampd.logs import CATALOGUE, EventSpec, FieldSpec, catalogue, json_schema, problems_of
-from rampd.logs.catalogue import BASE, BOUND
+from rampd.logs import CATALOGUE, EventSpec, FieldSpec, json_schema, problems_of, record_schema
+from rampd.logs.specs import BASE, BOUND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,7 +152,7 @@ def test_a_problem_names_event_and_field() -> None:
 def test_a_vocabulary_that_may_be_null(monkeypatch: pytest.MonkeyPatch) -> None:
     """Null is allowed beside a field's words where the field says so."""
     fields = {"word": FieldSpec("string", "a word", nullable=True, values=("a", "b"))}
-    monkeypatch.setattr(catalogue, "CATALOGUE", {"some.thing": EventSpec("info", "", fields)})
+    monkeypatch.setattr(record_schema, "CATALOGUE", {"some.thing": EventSpec("info", "", fields)})
     validator = Draft202012Validator(json_schema())
     record = {**_record("daemon.reloaded"), "event": "some.thing"}
     for word, good in (("a", True), (None, True), ("c", False)):

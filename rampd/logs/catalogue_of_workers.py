@@ -1,0 +1,51 @@
+"""The catalogue's records of workers, of the machines they run on, and of the connections to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rampd.logs.specs import ERROR, OUTCOMES, EventSpec, flag, number, text, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WORKER_RECORDS: Final[Mapping[str, EventSpec]] = {
+    "worker.uncontained": EventSpec(
+        "warning",
+        "What the platform does not protect from submissions; once at a start.",
+        {"message": text("what, and what to do about it")},
+    ),
+    "worker.setup_failed": EventSpec(
+        "warning",
+        "A worker could not run an attempt.",
+        {"error": ERROR, "outcome": text("what kind of failure", values=OUTCOMES)},
+    ),
+    "worker.lost": EventSpec(
+        "warning",
+        "A run, or a part of it, is gone.",
+        {"error": ERROR, "outcome": text("what kind of failure", values=OUTCOMES)},
+    ),
+    "worker.reclaimed": EventSpec(
+        "info", "Something that an earlier daemon left was ended or removed.", {"what": text("what it was")}
+    ),
+    "aws.instance_launched": EventSpec(
+        "info",
+        "An instance was launched.",
+        {"instance_id": text("EC2's id"), "instance_type": text("its type"), "spot": flag("whether it is spot")},
+    ),
+    "aws.instance_terminated": EventSpec(
+        "info", "An instance was terminated.", {"instance_id": text("EC2's id"), "reason": text("why")}
+    ),
+    "aws.spot_interrupted": EventSpec("warning", "AWS takes a spot instance back.", {"instance_id": text("EC2's id")}),
+    "ssh.connected": EventSpec(
+        "info", "A connection is open.", {"host": text("the host"), "connect_s": number("how long it took")}
+    ),
+    "ssh.lost": EventSpec("warning", "A connection broke.", {"host": text("the host"), "error": ERROR}),
+    "dask.connected": EventSpec(
+        "info",
+        "The scheduler is there.",
+        {"scheduler": text("its address"), "workers": whole("how many workers it has")},
+    ),
+    "dask.lost": EventSpec("warning", "The scheduler is gone.", {"scheduler": text("its address"), "error": ERROR}),
+}
+"""worker.*, aws.*, ssh.* and dask.*"""
