@@ -16,7 +16,7 @@ import structlog
 from rampd import clock
 from rampd.announcements import Announcements
 from rampd.conclusion import bound_fields, persist
-from rampd.errors import StoreError
+from rampd.errors import StoreError, WorkerError
 from rampd.event import WAKE_FILE
 from rampd.hold import CHECK_INTERVAL_S, Hold
 from rampd.judging import backoff_s
@@ -60,6 +60,8 @@ class Dispatcher:
         self._stopping = asyncio.Event()
         self._drained = False
         self._backoffs: dict[int, float] = {}
+        self._held: set[str] = set()
+        """The ids of the attempts that have a task: what a reclaiming worker leaves alone."""
         self._unreleased: set[int] = set()
         """Claimed, but their attempts could not be opened, nor they be put back yet."""
         self._announcements = Announcements(event.journal)
@@ -125,6 +127,9 @@ class Dispatcher:
         await self.event.store.scanned.wait()
         await persist(self._answer_requests, "an answer to the operator")
         self._background.append(group.create_task(self._listen(), name=self._named("operator")))
+        if self.event.worker.reclaim_interval_s is not None:
+            reclaiming = self._reclaim_now_and_then(self.event.worker.reclaim_interval_s)
+            self._background.append(group.create_task(reclaiming, name=self._named("reclaim")))
 
     def _named(self, part: str) -> str:
         return f"{self.event.settings.ramp.event_name}:{part}"
@@ -209,10 +214,12 @@ class Dispatcher:
         )
         self._runs[submission.name] = Run(submission, orders, task)
         self._tasks.add(task)
-        task.add_done_callback(partial(self._ended, submission))
+        self._held.add(attempt.id)
+        task.add_done_callback(partial(self._ended, submission, attempt.id))
 
-    def _ended(self, submission: Submission, task: asyncio.Task[None]) -> None:
+    def _ended(self, submission: Submission, attempt_id: str, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._held.discard(attempt_id)
         self._runs.pop(submission.name, None)
         self._slots.release()
         self.event.store.changed.set()
@@ -308,6 +315,16 @@ class Dispatcher:
             for submission_id in await self._requests.answer():
                 self._backoffs.pop(submission_id, None)
         self.event.store.changed.set()
+
+    async def _reclaim_now_and_then(self, interval_s: float) -> None:
+        """Have what nobody holds any more ended: a teardown that failed, or what an earlier daemon left."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                for reclaimed in await self.event.worker.reclaim(self._held):
+                    log.info("worker.reclaimed", what=reclaimed)
+            except WorkerError as error:
+                log.warning("worker.lost", error=f"reclaim failed: {error}", outcome=error.outcome)
 
     async def _drain(self) -> None:
         """Let what runs end for shutdown_grace, then interrupt it and wait until that is journaled."""

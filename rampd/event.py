@@ -10,6 +10,7 @@ from rampd.config import Settings, load_config
 from rampd.errors import StoreError
 from rampd.journal import Journal
 from rampd.models import Job
+from rampd.states import Step
 from rampd.stores.directory import DirectoryStore
 from rampd.workers.base import Worker, WorkerContext
 from rampd.workers.registry import worker_class, worker_model
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from rampd.models import Attempt, Submission
     from rampd.stores.base import SubmissionStore
+    from rampd.workers.base import Allocation
 
 ATTEMPTS_FOLDER = "attempts"
 STORE_FILE = "submissions.sqlite3"
@@ -51,7 +53,8 @@ class Event:
     @classmethod
     def build(cls, settings: Settings) -> Event:
         """Put the parts together; nothing is opened yet."""
-        return cls(settings, build_store(settings), build_journal(settings), build_worker(settings))
+        journal = build_journal(settings)
+        return cls(settings, build_store(settings), journal, build_worker(settings, journal))
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Make the event's folders and open every part.
@@ -84,6 +87,7 @@ class Event:
             log_path=ramp.logs_dir / submission.name / "log",
             timeout_s=self.settings.worker.timeout,
             n_threads=self.settings.dispatcher.n_threads,
+            recorded=attempt.allocation if attempt.step is Step.OPENED else None,
         )
 
 
@@ -106,9 +110,15 @@ def build_journal(settings: Settings) -> Journal:
     return Journal(settings.dispatcher.state_dir / JOURNAL_FILE)
 
 
-def build_worker(settings: Settings) -> Worker[Any]:
-    """Return the event's worker, not yet opened."""
+def build_worker(settings: Settings, journal: Journal | None = None) -> Worker[Any]:
+    """Return the event's worker, not yet opened. Without a journal it can be asked, but run nothing."""
     ramp, dispatcher = settings.ramp, settings.dispatcher
+
+    async def record(attempt_id: str, allocation: Allocation) -> None:
+        if journal is None:
+            raise StoreError("nothing can be recorded: the worker was built without a journal")
+        await journal.record_beginning(attempt_id, allocation.model_dump_json())
+
     context = WorkerContext(
         event_name=ramp.event_name,
         deployment_dir=settings.deployment_dir,
@@ -116,6 +126,7 @@ def build_worker(settings: Settings) -> Worker[Any]:
         data_dir=ramp.data_dir,
         state_dir=dispatcher.state_dir,
         time_between_collection_s=dispatcher.time_between_collection,
+        record=record,
     )
     return worker_class(settings.worker.worker_type)(settings.worker, context)
 

@@ -99,6 +99,10 @@ class Journal:
         )
         return attempt_of(row)
 
+    async def record_beginning(self, attempt_id: str, allocation: str) -> None:
+        """Keep what `setup` is about to make (the worker's JSON); the attempt stays `opened` until it has made it."""
+        await self._advance("allocation = :allocation", attempt_id, {"allocation": allocation}, "opened", "opened")
+
     async def record_allocation(self, attempt_id: str, allocation: str) -> None:
         """Keep what finds the attempt's allocation again (the worker's JSON)."""
         await self._advance(
@@ -210,7 +214,7 @@ class Journal:
         """Return as much of each submission's latest attempt as a table shows, by the submission's id."""
         rows = await self._database.fetch(
             """
-            SELECT submission_id, max(number), worker_type, launched_at, outcome, verdict
+            SELECT submission_id, max(number), worker_type, launched_at, outcome, verdict, allocation
             FROM attempts GROUP BY submission_id
             """
         )
@@ -222,6 +226,7 @@ class Journal:
                 launched_at=row[3],
                 outcome=row[4],
                 reason=json.loads(row[5])["reason"] if row[5] else None,
+                allocation=row[6] if row[4] is None else None,
             )
             for row in rows
         }

@@ -49,6 +49,8 @@ class LatestAttempt:
     outcome: str | None
     reason: str | None
     """What the operator should know of its end."""
+    allocation: str | None = None
+    """The worker's own JSON while the run lasts."""
 
 
 def request_of(row: Row) -> Request:

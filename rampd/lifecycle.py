@@ -193,7 +193,7 @@ async def _run(event: Event, progress: _Progress) -> None:
     worker, journal = event.worker, event.journal
     job, orders, attempt = progress.job, progress.orders, progress.attempt
     allocation: Any
-    if attempt.allocation is None:
+    if attempt.step is Step.OPENED or attempt.allocation is None:
         begun = clock.boottime()
         progress.allocation = allocation = await orders.obeyed(worker.setup(job))
         await journal.record_allocation(attempt.id, allocation.model_dump_json())
@@ -201,11 +201,11 @@ async def _run(event: Event, progress: _Progress) -> None:
     else:
         progress.allocation = allocation = worker.allocation_model.model_validate_json(attempt.allocation)
     if attempt.step is Step.LAUNCHED:
-        log.info("submission.resumed", **_whereabouts(allocation))
+        log.info("submission.resumed", **allocation.whereabouts())
     else:
         progress.allocation = allocation = await orders.obeyed(worker.launch_submission(job, allocation))
         progress.attempt = await journal.record_launch(attempt.id, allocation.model_dump_json())
-        log.info("submission.started", **_whereabouts(allocation))
+        log.info("submission.started", **allocation.whereabouts())
     # A run that was taken over as well: the last daemon may have been killed before it said so.
     await event.store.set_training(job.submission_id)
     try:
@@ -296,8 +296,3 @@ async def _stop(event: Event, progress: _Progress) -> Exit | None:
     except WorkerError as error:
         log.warning("worker.lost", error=str(error), outcome=error.outcome)
         return None
-
-
-def _whereabouts(allocation: Allocation) -> dict[str, object]:
-    """Return what `submission.started` says of where the run is."""
-    return {"pid": getattr(allocation, "pid", None), "host": getattr(allocation, "host", None)}

@@ -65,6 +65,9 @@ class Job:
     """`logs_dir/<name>/log`: the run's whole output, written while it runs."""
     timeout_s: float
     n_threads: int | None
+    recorded: str | None = None
+    """What an earlier `setup` of this very attempt recorded before its daemon ended, as the worker's JSON; None at a
+    first setup."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,8 @@ async def recover(event: Event, *, announcements: Announcements) -> list[tuple[S
 def _is_resumable(event: Event, attempt: Attempt) -> bool:
     # Only the kind of worker that wrote an allocation can read it; the config may name another one now.
     same_kind = attempt.worker_type == event.settings.worker.worker_type
-    return event.worker.resumable and same_kind and attempt.step in (Step.SET_UP, Step.LAUNCHED)
+    has_begun = attempt.allocation is not None and attempt.step in (Step.OPENED, Step.SET_UP, Step.LAUNCHED)
+    return event.worker.resumable and same_kind and has_begun
 
 
 async def _submission_of(event: Event, attempt: Attempt) -> Submission:

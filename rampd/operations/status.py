@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rampd import clock
+from rampd.config import UnknownWorkerTypeError
 from rampd.errors import SubmissionRefusedError, UnknownSubmissionError
 from rampd.operations.headline import headline
 from rampd.operations.opening import opened
 from rampd.state_lock import is_held
 from rampd.states import SubmissionState
 from rampd.stores.folders import check_name, is_ignored
+from rampd.workers.registry import worker_class
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,6 +50,8 @@ class SubmissionStatus:
     """For how long it has been in its present state."""
     next_try: float | None = None
     """Until when it backs off after a platform fault."""
+    where: Mapping[str, Any] = field(default_factory=dict)
+    """Where it runs, by the names of `submission.started`: pid, host, …; empty for what does not run."""
     outcome: str | None = None
     """How its latest attempt ended."""
     reason: str | None = None
@@ -192,10 +196,21 @@ def _status_of(
         changed=submission.state_at,
         age_s=max(0.0, now - submission.state_at),
         next_try=next_try if waits and next_try is not None and next_try > now else None,
+        where=_where(attempt) if attempt and not waits else {},
         outcome=attempt.outcome if attempt else None,
         reason=attempt.reason or None if attempt else None,
         error_msg=submission.error_msg,
     )
+
+
+def _where(attempt: LatestAttempt) -> Mapping[str, Any]:
+    if attempt.allocation is None:
+        return {}
+    try:
+        model = worker_class(attempt.worker_type).allocation_model
+        return model.model_validate_json(attempt.allocation).whereabouts()
+    except (UnknownWorkerTypeError, ValueError):  # the plug-in that wrote it is gone, or another version of it is here
+        return {}
 
 
 def _unseen(settings: Settings, known: set[str]) -> list[str]:

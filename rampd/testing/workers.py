@@ -16,7 +16,7 @@ from rampd.models import Exit, Job, Results
 from rampd.workers.base import Allocation, Worker, WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -30,6 +30,10 @@ class FakeAllocation(Allocation):
     submission: str
     attempt_dir: str
     pid: int | None = None
+
+    def whereabouts(self) -> Mapping[str, str | int | float | bool | None]:
+        """Return the pid that was made up."""
+        return {"pid": self.pid}
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from rampd.config import WorkerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
     from contextlib import AsyncExitStack
     from pathlib import Path
 
@@ -27,6 +27,18 @@ class Allocation(BaseModel):
     """What a worker needs to find a run again, as plain data. Journaled as JSON; never a secret in it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def whereabouts(self) -> Mapping[str, str | int | float | bool | None]:
+        """Return what an operator wants to know of where the run is, by names of the catalogue's.
+
+        It stands in `submission.started` and `submission.resumed`, and in `rampctl status` while the run lasts; there
+        it is read by another process, from the journaled JSON.
+        """
+        return {}
+
+
+async def _record_nothing(attempt_id: str, allocation: Allocation) -> None:
+    """Stand in for a journal where there is none: a worker on its own."""
 
 
 A = TypeVar("A", bound=Allocation)
@@ -44,6 +56,12 @@ class WorkerContext:
     state_dir: Path
     """The attempts' folders are `state_dir/attempts/<attempt_id>`."""
     time_between_collection_s: float
+    record: Callable[[str, Allocation], Awaitable[None]] = _record_nothing
+    """Commits what `setup` is about to make, by attempt id: for what costs money or outlives the daemon.
+
+    `setup` calls it with an unfinished allocation before the call that makes the thing. Should the daemon end before
+    `setup` has returned, the next one calls `setup` again with it as `Job.recorded`, or `teardown` with it.
+    """
 
 
 class Worker(ABC, Generic[A]):
@@ -68,6 +86,8 @@ class Worker(ABC, Generic[A]):
     config_model: ClassVar[type[WorkerConfig]] = WorkerConfig
     """The pydantic model of the config's `worker` section."""
     allocation_model: ClassVar[type[Allocation]] = Allocation
+    reclaim_interval_s: ClassVar[float | None] = None
+    """Seconds between two calls of `reclaim` while the daemon runs; None: only at its start."""
 
     def __init__(self, config: WorkerConfig, context: WorkerContext) -> None:
         self.config = config
@@ -96,6 +116,8 @@ class Worker(ABC, Generic[A]):
     @abstractmethod
     async def setup(self, job: Job) -> A:
         """Prepare `job.attempt_dir` and whatever the run needs.
+
+        Where `job.recorded` is set, an earlier daemon ended within this step: what it had begun is taken up, or ended.
 
         Returns
         -------
@@ -165,7 +187,8 @@ class Worker(ABC, Generic[A]):
         Parameters
         ----------
         keep
-            Attempt ids that are still held.
+            Attempt ids that are still held. While the daemon runs it changes: look outside first, and into this
+            afterwards, so that what was begun meanwhile is not taken for lost.
 
         Returns
         -------

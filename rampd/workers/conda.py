@@ -54,6 +54,10 @@ class CondaAllocation(Allocation):
     start_time: int | None = None
     boot_id: str | None = None
 
+    def whereabouts(self) -> Mapping[str, str | int | float | bool | None]:
+        """Return the pid of the run's supervisor."""
+        return {"pid": self.pid}
+
 
 class CondaWorker(Worker[CondaAllocation]):
     """Runs each submission in a private copy, under a supervisor of its own, with nothing of ours in its environment.

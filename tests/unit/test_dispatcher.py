@@ -14,7 +14,9 @@ from rampd.states import Outcome, RequestKind, Step
 from rampd.testing.workers import FakeRun
 from support.event import (
     EventRoom,
+    SlowWorker,
     fact_of,
+    fail_times,
     fake,
     find,
     good_run,
@@ -310,3 +312,34 @@ async def test_lines_are_journaled_before_the_end(room: EventRoom) -> None:
     async with room.opened() as event:
         await serve_out(event)
         assert await event.journal.unannounced() == []
+
+
+async def test_what_nobody_holds_is_reclaimed_while_the_daemon_runs(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch, log_records: list[Record]
+) -> None:
+    """A worker that asks for it has what was lost ended every interval; what runs is left alone."""
+    room.dispatcher["hunger_policy"] = "sleep"
+    monkeypatch.setattr(SlowWorker, "reclaim_interval_s", 0.02)
+    room.submit("one", hung_run())
+    async with room.opened() as event, served(event) as dispatcher:
+        await until(lambda: dispatcher.running == 1, what="the run")
+        await until(lambda: len(room.outside) == 1, what="the launch")
+        (held,) = room.outside
+        room.outside["lost"] = asyncio.get_running_loop().create_future()
+        await until(lambda: bool(find(log_records, "worker.reclaimed", what="lost")), what="the reclaim")
+        assert list(room.outside) == [held]
+        room.finish()
+
+
+async def test_a_failing_reclaim_is_tried_again(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch, log_records: list[Record]
+) -> None:
+    """A cloud that does not answer for a while stops nothing."""
+    room.dispatcher["hunger_policy"] = "sleep"
+    monkeypatch.setattr(SlowWorker, "reclaim_interval_s", 0.02)
+    async with room.opened() as event, served(event):
+        failures = fail_times(monkeypatch, event, "worker.reclaim", 2, error=WorkerLostError)
+        await until(lambda: len(failures) == 2, what="two failures")
+        room.outside["lost"] = asyncio.get_running_loop().create_future()
+        await until(lambda: not room.outside, what="the reclaim")
+    assert len(find(log_records, "worker.lost", outcome="lost_host")) == 2

@@ -10,12 +10,13 @@ import pytest
 from rampd import clock
 from rampd.announcements import Announcements
 from rampd.conclusion import STAGING_PREFIX
-from rampd.errors import WorkerLostError
+from rampd.errors import StoreError, WorkerLostError
 from rampd.lifecycle import Parked, attempt_submission
 from rampd.orders import Order, Orders
 from rampd.recovery import recover
 from rampd.states import Outcome, Step, SubmissionState
 from rampd.stores.directory import DirectoryStore
+from rampd.testing.workers import FakeAllocation
 from support.event import (
     Crash,
     EventRoom,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rampd.event import Event
-    from rampd.models import Attempt, Submission
+    from rampd.models import Attempt, Job, Submission
 
     Record = dict[str, Any]
 
@@ -334,3 +335,49 @@ async def test_a_run_of_another_kind_of_worker_is_put_back(room: EventRoom, resu
         assert await recover(event, announcements=Announcements(event.journal)) == []
         assert (await event.store.get("one")).state is SubmissionState.NEW
         assert [one.outcome for one in await event.journal.attempts()] == [Outcome.INTERRUPTED]
+
+
+async def test_a_setup_that_had_begun_is_taken_up(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a setup recorded before the daemon ended is handed to the next setup of the same attempt."""
+    room.resumable = True
+    room.submit("one")
+    seen: list[str | None] = []
+    async with room.opened() as event:
+        _, attempt = await begin(event)
+        beginning = FakeAllocation(attempt_id=attempt.id, submission="one", attempt_dir="begun")
+        await event.journal.record_beginning(attempt.id, beginning.model_dump_json())
+    async with room.opened() as event:
+        setup = fake(event).setup
+
+        async def seeing(job: Job) -> FakeAllocation:
+            seen.append(job.recorded)
+            return await setup(job)
+
+        monkeypatch.setattr(fake(event), "setup", seeing)
+        await asyncio.wait_for(run_out(event), 5)
+        assert seen == [beginning.model_dump_json()]
+        assert [(one.id, one.outcome) for one in await event.journal.attempts()] == [(attempt.id, Outcome.OK)]
+
+
+async def test_a_setup_that_had_begun_is_torn_down(room: EventRoom) -> None:
+    """Where a run cannot be resumed, what a setup recorded is torn down, and the attempt begins anew."""
+    room.submit("one")
+    async with room.opened() as event:
+        _, attempt = await begin(event)
+        beginning = FakeAllocation(attempt_id=attempt.id, submission="one", attempt_dir="begun")
+        await event.journal.record_beginning(attempt.id, beginning.model_dump_json())
+    async with room.opened() as event:
+        await asyncio.wait_for(run_out(event), 5)
+        assert fake(event).calls.count(("teardown", attempt.id)) == 1
+        outcomes = [one.outcome for one in await event.journal.attempts()]
+        assert outcomes == [Outcome.INTERRUPTED, Outcome.OK]
+
+
+async def test_only_a_setup_can_record(room: EventRoom) -> None:
+    """An attempt whose allocation is known has no beginning any more."""
+    room.submit("one")
+    async with room.opened() as event:
+        _, attempt = await begin(event)
+        await event.journal.record_allocation(attempt.id, "{}")
+        with pytest.raises(StoreError, match="cannot become opened"):
+            await event.journal.record_beginning(attempt.id, "{}")

@@ -105,6 +105,8 @@ def _print_statuses(chosen: Sequence[SubmissionStatus]) -> None:
 def _note(one: SubmissionStatus) -> str:
     if one.state is SubmissionState.NEW:
         return one.reason or "" if one.attempt else ""
+    if one.where:
+        return ", ".join(f"{name} {value}" for name, value in one.where.items() if value is not None)
     if one.outcome == "timeout":
         return "timeout"
     last_line = one.error_msg.strip().rpartition("\n")[2]
