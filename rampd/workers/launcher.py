@@ -126,20 +126,34 @@ class Launcher:
                 os.kill(supervisor.pid, signal.SIGKILL)
 
     def _run(self, spec: Spec) -> None:
+        key = spec["key"]
+        try:
+            supervisor = self._start_supervisor(spec)
+        except OSError as error:
+            # No more processes or descriptors: that costs this run its start, and no other run anything.
+            report(f"{key} failed {error.errno} process")
+            supervisor = None
+        if supervisor is None:
+            report(f"{key} gone")
+            return
+        self._supervisors[key] = supervisor
+        report(f"{key} pid {supervisor.pid}")
+
+    def _start_supervisor(self, spec: Spec) -> _Supervisor | None:
         read_end, lifeline = os.pipe()
 
         def begin() -> None:
             os.close(lifeline)
             self._become_supervisor(spec, read_end)
 
-        pid = self._fork_contained(self.mode, begin)
-        os.close(read_end)
-        if pid is None:
-            os.close(lifeline)
-            report(f"{spec['key']} gone")
-            return
-        self._supervisors[spec["key"]] = _Supervisor(pid, lifeline)
-        report(f"{spec['key']} pid {pid}")
+        pid: int | None = None
+        try:
+            pid = self._fork_contained(self.mode, begin)
+        finally:
+            os.close(read_end)
+            if pid is None:
+                os.close(lifeline)
+        return None if pid is None else _Supervisor(pid, lifeline)
 
     def _become_supervisor(self, spec: Spec, lifeline: int) -> NoReturn:
         """Turn a fork into a supervisor. Others' lifelines are let go: it would keep them open for ever."""
@@ -162,7 +176,12 @@ class Launcher:
         """Fork a process, as PID 1 of a namespace of its own where `mode` says so; return its pid, None on failure."""
         sys.stdout.flush()
         told, teller = os.pipe()
-        first = os.fork()
+        try:
+            first = os.fork()
+        except OSError:
+            os.close(told)
+            os.close(teller)
+            raise
         if first == 0:
             self._in_fork(mode, begin, teller, is_trial=is_trial)
         os.close(teller)

@@ -62,10 +62,12 @@ class LocalRun:
 
     def _not_started(self, number: int, step: str) -> WorkerError:
         program, why = self.command[0], os.strerror(number)
-        if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        if step == "process" or number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
             return WorkerError(f"{program} could not be started: {why}")
         if step == "folder":
             return WorkerSetupError(f"the user that submissions run as cannot enter {self.folder}: {why}")
+        if step == "user":
+            return WorkerSetupError(f"a process cannot become the user that submissions run as: {why}")
         where = "itself, or the interpreter its first line names"
         return WorkerSetupError(f"{program} cannot be executed: {why} ({where})")
 

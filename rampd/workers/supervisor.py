@@ -18,6 +18,7 @@ import os
 import resource
 import select
 import signal
+import stat
 import time
 
 TYPE_CHECKING = False  # what type checkers take for True; `typing` itself would be carried by every run
@@ -76,7 +77,7 @@ def become(spec: Spec, output: int, failure: int) -> NoReturn:
     step = "user"
     try:
         os.setsid()
-        os.setpriority(os.PRIO_PROCESS, 0, spec["niceness"])
+        os.nice(spec["niceness"])  # on top of the daemon's own, which nobody but root could go below
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.dup2(output, 1)
@@ -114,11 +115,10 @@ class Log:
     """The submission's output on disk, up to a limit."""
 
     def __init__(self, path: str, limit: int) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         self.errno = 0
         self.descriptor = -1
         try:
-            self.descriptor = os.open(path, flags, 0o644)
+            self.descriptor = open_log(path)
         except OSError as error:
             self.errno = error.errno or 0
         self.limit = limit
@@ -142,6 +142,27 @@ class Log:
                 data = data[os.write(self.descriptor, data) :]
         except OSError as error:
             self.errno = error.errno or 0
+
+
+def open_log(path: str) -> int:
+    """Return a descriptor of an empty regular file at `path`: the older log's, or a new one's.
+
+    Whatever else lies there is removed, and neither followed nor written to: a link, a fifo (whose opening would wait
+    for a reader), a device, or a file that has another name as well. A folder stays, and costs the log.
+    """
+    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        found = os.lstat(path)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            descriptor = os.open(path, flags)
+            if os.path.samestat(found, os.fstat(descriptor)):
+                os.ftruncate(descriptor, 0)
+                return descriptor
+            os.close(descriptor)
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
 
 
 class Run:

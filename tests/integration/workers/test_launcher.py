@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from contextlib import AsyncExitStack, suppress
@@ -251,3 +252,24 @@ async def test_a_launcher_that_says_nothing(tmp_path: Path, monkeypatch: pytest.
     async with AsyncExitStack() as stack:
         with pytest.raises(WorkerError, match="its own words are on standard error"):
             await CondaRoom(tmp_path, None).worker().open(stack)
+
+
+async def test_a_launcher_without_descriptors_left(room: CondaRoom) -> None:
+    """A run that cannot be started for lack of them is tried again, and costs the others nothing."""
+    room.ramp_test('echo begun; while [ ! -e "$8/go" ]; do sleep 0.01; done; exit 6')
+    first, second = room.job("first"), room.job("second")
+    async with room.opened() as worker, room.launched(worker, first) as allocation:
+        await room.printed(first, b"begun")
+        launcher = _launcher_pid(worker)
+        limits = resource.prlimit(launcher, resource.RLIMIT_NOFILE)
+        waiting = await worker.setup(second)
+        resource.prlimit(launcher, resource.RLIMIT_NOFILE, (6, limits[1]))
+        with pytest.raises(WorkerError, match="could not be started: Too many open files"):
+            await worker.launch_submission(second, waiting)
+        resource.prlimit(launcher, resource.RLIMIT_NOFILE, limits)
+        for job in (first, second):
+            (job.attempt_dir / "submissions" / "go").touch()
+        assert (await worker.wait(allocation)).status == 6
+        assert (await worker.wait(await worker.launch_submission(second, waiting))).status == 6
+        await worker.teardown(waiting)
+        assert _launcher_pid(worker) == launcher

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,26 +97,39 @@ async def test_an_older_log_is_replaced(room: CondaRoom) -> None:
     assert log == b"short\n"
 
 
-@pytest.mark.parametrize("obstacle", ["folder", "link"])
-async def test_a_log_that_cannot_be_written(room: CondaRoom, log_records: list[dict[str, Any]], obstacle: str) -> None:
-    """It costs the log and a warning, never the submission; and no link is followed."""
+async def test_a_log_that_cannot_be_written(room: CondaRoom, log_records: list[dict[str, Any]]) -> None:
+    """It costs the log and a warning, never the submission."""
     room.ramp_test("head -c 1000000 /dev/zero; exit 5")
+    job = room.job()
+    job.log_path.mkdir(parents=True)
+    async with room.opened() as worker, room.launched(worker, job) as allocation:
+        ended = await worker.wait(allocation)
+    assert (ended.status, ended.log_bytes) == (5, 1_000_000)
+    errors = [record["error"] for record in log_records if record["event"] == "worker.lost"]
+    assert errors == ["the log could not be written: Is a directory"]
+
+
+@pytest.mark.parametrize("obstacle", ["link", "dangling link", "fifo", "hard link"])
+async def test_what_lies_in_the_place_of_a_log_is_replaced(room: CondaRoom, obstacle: str) -> None:
+    """Nothing but an older log is written to: no link is followed, and no fifo waited for."""
+    room.ramp_test("echo said")
     job = room.job()
     elsewhere = room.root / "elsewhere"
     elsewhere.write_text("precious", encoding="utf-8")
     job.log_path.parent.mkdir(parents=True)
-    if obstacle == "folder":
-        job.log_path.mkdir()
-    else:
-        job.log_path.symlink_to(elsewhere)
-    async with room.opened() as worker, room.launched(worker, job) as allocation:
-        ended = await worker.wait(allocation)
-    assert (ended.status, ended.log_bytes) == (5, 1_000_000)
+    match obstacle:
+        case "fifo":
+            os.mkfifo(job.log_path)
+        case "hard link":
+            job.log_path.hardlink_to(elsewhere)
+        case _:
+            job.log_path.symlink_to(elsewhere if obstacle == "link" else room.root / "nowhere")
+    async with room.opened() as worker:
+        ended, log = await room.run(worker, job)
+    assert (ended.status, log) == (0, b"said\n")
+    assert stat.S_ISREG(job.log_path.lstat().st_mode)
     assert elsewhere.read_text(encoding="utf-8") == "precious"
-    assert [record["error"] for record in log_records if record["event"] == "worker.lost"] == [
-        "the log could not be written: "
-        + ("Is a directory" if obstacle == "folder" else "Too many levels of symbolic links")
-    ]
+    assert not (room.root / "nowhere").exists()
 
 
 @pytest.mark.parametrize(
