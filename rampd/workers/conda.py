@@ -6,7 +6,7 @@ import asyncio
 import os
 import pwd
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from rampd.workers.containment import Containment, Identity, identity_of
 from rampd.workers.local_runs import LocalRun, LocalRuns
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from contextlib import AsyncExitStack
 
     from rampd.workers.supervisor import Spec
@@ -115,13 +115,16 @@ class CondaWorker(Worker[CondaAllocation]):
         """Look for the environment, its ramp-test, the kit and the data; see `Worker.check`."""
         await self._prefix()
         kit, data = self.context.kit_dir, self.context.data_dir
-        if not (kit / "problem.py").is_file():
-            raise WorkerSetupError(f"ramp.kit_dir: there is no {kit / 'problem.py'}", _folders_beside(kit))
-        if not data.is_dir():
-            raise WorkerSetupError(f"ramp.data_dir: there is no folder {data}", _folders_beside(data))
+        with _looking("ramp.kit_dir"):
+            if not (kit / "problem.py").is_file():
+                raise WorkerSetupError(f"ramp.kit_dir: there is no {kit / 'problem.py'}", _folders_beside(kit))
+        with _looking("ramp.data_dir"):
+            if not data.is_dir():
+                raise WorkerSetupError(f"ramp.data_dir: there is no folder {data}", _folders_beside(data))
 
     async def _prefix(self) -> Path:
-        prefix = await self._environments.prefix_of(self.config.conda_env)
+        with _looking("worker.conda_env"):
+            prefix = await self._environments.prefix_of(self.config.conda_env)
         executable = prefix / "bin" / "ramp-test"
         if not os.access(executable, os.X_OK):
             raise WorkerSetupError(
@@ -134,12 +137,23 @@ class CondaWorker(Worker[CondaAllocation]):
         """Make the attempt's folder, with a private copy of the submission; see `Worker.setup`."""
         prefix = await self._prefix()
         try:
-            await asyncio.to_thread(self._make_folders, job)
+            await self._copy(job)
         except UnsafeTreeError as error:
             raise WorkerError(f"{job.submission_dir} changed while it was copied: {error}") from error
         except OSError as error:
             raise WorkerError(f"{error.filename}: cannot be written: {error.strerror}") from error
         return CondaAllocation(attempt_id=job.attempt_id, attempt_dir=str(job.attempt_dir), prefix=str(prefix))
+
+    async def _copy(self, job: Job) -> None:
+        """Have the folders made in a thread; a cancelled call returns when the thread has ended, and leaves nothing."""
+        making = asyncio.ensure_future(asyncio.to_thread(self._make_folders, job))
+        try:
+            await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait({making})
+            if making.exception() is None:  # else it has tidied up itself
+                await asyncio.to_thread(remove_tree, job.attempt_dir)
+            raise
 
     def _make_folders(self, job: Job) -> None:
         identity = self._identity
@@ -274,6 +288,15 @@ def _with_process(allocation: CondaAllocation, pid: int | None) -> CondaAllocati
         return allocation
     found = {"pid": pid, "start_time": containment.start_time_of(pid), "boot_id": clock.boot_id()}
     return allocation.model_copy(update=found)
+
+
+@contextmanager
+def _looking(key: str) -> Iterator[None]:
+    """Turn a folder that the daemon's user may not look into, or that its file system fails for, into a held event."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkerSetupError(f"{key}: {error.filename} cannot be looked at: {error.strerror}") from error
 
 
 def _folders_beside(path: Path) -> list[str]:

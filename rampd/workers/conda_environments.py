@@ -112,7 +112,7 @@ class CondaEnvironments:
         """Yield the prefixes of installations of conda, each once."""
         seen: set[Path] = set()
         for root in self._candidate_roots():
-            if root not in seen and root.is_dir():
+            if root not in seen and _is_folder(root):
                 seen.add(root)
                 yield root
 
@@ -130,7 +130,7 @@ class CondaEnvironments:
         yield from (home / name for name in _USUAL_ROOTS)
         yield from (Path(place) for place in _USUAL_PLACES)
         # conda sorts its list: the base is the one that has what a base has.
-        yield from (path for path in self._told if (path / "condabin").is_dir() or (path / "envs").is_dir())
+        yield from (path for path in self._told if _is_folder(path / "condabin") or _is_folder(path / "envs"))
 
     async def _ask(self) -> None:
         """Ask conda itself, which takes half a second or more: at most once a minute."""
@@ -195,13 +195,22 @@ def find_tool() -> str | None:
 
 
 def _is_environment(path: Path) -> bool:
-    return (path / "conda-meta").is_dir() or (path / "bin" / "python").exists()
+    with suppress(OSError):
+        return (path / "conda-meta").is_dir() or (path / "bin" / "python").exists()
+    return False
+
+
+def _is_folder(path: Path) -> bool:
+    """Return whether there is a folder. What this user may not look into (root's home, kept by `su`) is none."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def _root_of(executable: Path) -> Iterator[Path]:
     """Yield the installation that an executable belongs to: `<root>/bin/conda` or `<root>/condabin/conda`."""
     for path in (executable, executable.resolve()):
-        if path.parent.name in ("bin", "condabin") and (path.parent.parent / "conda-meta").is_dir():
+        if path.parent.name in ("bin", "condabin") and _is_folder(path.parent.parent / "conda-meta"):
             yield path.parent.parent
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from rampd.errors import WorkerError, WorkerSetupError
-from support.conda import KINDS, CondaRoom, warm_up_uvloop
+from support.conda import KINDS, PATIENCE_S, CondaRoom, warm_up_uvloop
 from support.store_room import until
 
 if TYPE_CHECKING:
@@ -359,3 +361,45 @@ async def test_runs_at_the_same_time(room: CondaRoom) -> None:
         tasks = [group.create_task(room.run(worker, job)) for job in jobs]
     assert [task.result()[0].status for task in tasks] == list(range(20))
     assert [task.result()[1] for task in tasks] == [f"n{number}\n".encode() for number in range(20)]
+
+
+async def test_a_setup_that_is_cancelled_leaves_nothing(room: CondaRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that is under way has ended, and is gone, when a cancelled setup returns."""
+    room.ramp_test("exit 0")
+    job = room.job()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def copy_slowly(source: Path, destination: Path, **_: Any) -> None:
+        begun.set()
+        go_on.wait(PATIENCE_S)
+        destination.mkdir()
+
+    monkeypatch.setattr("rampd.workers.conda.copy_submission", copy_slowly)
+    async with room.opened() as worker:
+        setting_up = asyncio.ensure_future(worker.setup(job))
+        await asyncio.to_thread(begun.wait, PATIENCE_S)
+        setting_up.cancel()
+        await asyncio.sleep(0)
+        assert not setting_up.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await setting_up
+        assert not job.attempt_dir.exists()
+
+
+@pytest.mark.parametrize("key", ["worker.conda_env", "ramp.kit_dir", "ramp.data_dir"])
+async def test_a_folder_that_cannot_be_looked_at(room: CondaRoom, key: str) -> None:
+    """A path that the kernel refuses to look at holds the event with its reason, like one that is not there."""
+    room.ramp_test("exit 0")
+    room.job()
+    worker = room.worker()
+    refused = room.root / ("x" * 300)
+    match key:
+        case "worker.conda_env":
+            worker.config = worker.config.model_copy(update={"conda_env": str(refused)})
+        case "ramp.kit_dir":
+            worker.context = dataclasses.replace(worker.context, kit_dir=refused)
+        case _:
+            worker.context = dataclasses.replace(worker.context, data_dir=refused)
+    with pytest.raises(WorkerSetupError, match=f"{key}: {refused}.* cannot be looked at: File name too long"):
+        await worker.check()

@@ -339,3 +339,13 @@ def test_a_tool_that_no_variable_names(home: Path) -> None:
     """A conda in a usual place of the home is found without PATH, as a service has to."""
     root = _make_root(home / "miniforge3")
     assert find_tool() == os.fspath(root / "bin" / "conda")
+
+
+async def test_a_home_that_cannot_be_looked_into(
+    environments: CondaEnvironments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HOME may be somebody else's, root's after a `su` for one: there is no environment there, and no error."""
+    monkeypatch.setenv("HOME", str(tmp_path / ("x" * 300)))
+    for name in ("base", "ramp-iris"):
+        with pytest.raises(WorkerSetupError, match=f"no conda environment named '{name}'"):
+            await environments.prefix_of(name)
