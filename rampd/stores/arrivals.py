@@ -79,7 +79,7 @@ class Registry(Protocol):
     async def known(self) -> dict[str, tuple[int, SubmissionState, str]]: ...  # noqa: D102
     async def register(self, arrivals: Sequence[Arrival]) -> set[str]: ...  # noqa: D102
     async def forget(self, submission_id: int, name: str) -> None: ...  # noqa: D102
-    async def note_change(self, submission_id: int, name: str, state: SubmissionState, fingerprint: str) -> None: ...  # noqa: D102
+    async def note_change(self, submission_id: int, state: SubmissionState, found: Arrival) -> None: ...  # noqa: D102
     async def rejections(self) -> dict[str, str]: ...  # noqa: D102
     async def reject(self, rejections: Sequence[Rejection]) -> None: ...  # noqa: D102
     async def unreject(self, keys: Iterable[str]) -> None: ...  # noqa: D102
@@ -302,7 +302,7 @@ class Arrivals:
                 continue  # a claim has forgotten it meanwhile: the rescan finds it anew
             submission_id, state, fingerprint = known[arrival.name]
             if state.is_final and fingerprint != arrival.fingerprint:
-                await self._registry.note_change(submission_id, arrival.name, state, arrival.fingerprint)
+                await self._registry.note_change(submission_id, state, arrival)
 
     async def _check_for_changes(self, names: set[str], known: dict[str, tuple[int, SubmissionState, str]]) -> None:
         """Look at some of the ended submissions; the next rescan looks at the next ones."""
@@ -316,4 +316,4 @@ class Arrivals:
         for name, found in looks:
             submission_id, state, fingerprint = known[name]
             if isinstance(found, Seen) and found.fingerprint != fingerprint:
-                await self._registry.note_change(submission_id, name, state, found.fingerprint)
+                await self._registry.note_change(submission_id, state, Arrival(name, found.fingerprint, found.newest))

@@ -210,10 +210,18 @@ class DirectoryStore(SubmissionStore):
             log.info("submission.forgotten", submission=name, submission_id=submission_id)
             self.changed.set()
 
-    async def note_change(self, submission_id: int, name: str, state: SubmissionState, fingerprint: str) -> None:
-        """Say once that a folder changed after its end."""
-        await self._database.run("UPDATE submissions SET fingerprint = ? WHERE id = ?", (fingerprint, submission_id))
-        log.warning("submission.changed", submission=name, submission_id=submission_id, state=state)
+    async def note_change(self, submission_id: int, state: SubmissionState, found: Arrival) -> None:
+        """Say once that a folder changed since it was run; what changed while it waited was run as it is now."""
+        rows = await self._database.fetch(
+            """
+            UPDATE submissions SET fingerprint = ? WHERE id = ? RETURNING coalesce((
+                SELECT max(at) FROM transitions WHERE submission_id = submissions.id AND state = 'sent_to_training'
+            ), 0) AS claimed_at
+            """,
+            (found.fingerprint, submission_id),
+        )
+        if rows and found.newest >= rows[0]["claimed_at"]:
+            log.warning("submission.changed", submission=found.name, submission_id=submission_id, state=state)
 
     async def rejections(self) -> dict[str, str]:
         """Return the stamps of what was rejected, by key."""
@@ -252,7 +260,14 @@ class DirectoryStore(SubmissionStore):
             if not rows:
                 return None
             submission = _submission(rows[0])
-            if self.submission_dir(submission).is_dir():
+            folder = self.submission_dir(submission)
+            try:
+                is_there = folder.is_dir()
+            except OSError as error:
+                # A file system that fails (a network's) says nothing of what is there.
+                await self.release(submission.id)
+                raise StoreError(f"{folder}: {error.strerror}") from error
+            if is_there:
                 return submission
             await self.forget(submission.id, submission.name)
 

@@ -53,10 +53,10 @@ class RecordingRegistry:
         del self.rows[name]
         self.forgotten.append(name)
 
-    async def note_change(self, submission_id: int, name: str, state: SubmissionState, fingerprint: str) -> None:
+    async def note_change(self, submission_id: int, state: SubmissionState, found: Arrival) -> None:
         """Note it."""
-        self.rows[name] = (submission_id, state, fingerprint)
-        self.changes.append(name)
+        self.rows[found.name] = (submission_id, state, found.fingerprint)
+        self.changes.append(found.name)
 
     async def rejections(self) -> dict[str, str]:
         """Return a copy."""

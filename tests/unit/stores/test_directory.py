@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import math
 import os
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -258,6 +261,39 @@ async def test_a_change_after_the_end_is_said_once(room: StoreRoom, log_records:
         await store.scan()
     (record,) = said(log_records, "submission.changed")
     assert (record["submission"], record["state"]) == ("ended", "scored")
+
+
+async def test_a_change_while_it_waited_is_none(room: StoreRoom, log_records: list[Record]) -> None:
+    """What was run is what is there: nobody is told of a change that came before the run."""
+    async with room.opened() as store:
+        folder = room.make("edited")
+        await store.scan()
+        (folder / "estimator.py").write_text("a better idea", encoding="utf-8")
+        await asyncio.sleep(0.02)  # the kernel's time stamps are up to 10 ms behind the clock
+        await run_to_its_end(store, "edited")
+        await store.scan()
+        assert said(log_records, "submission.changed") == []
+        (folder / "estimator.py").write_text("too late", encoding="utf-8")
+        await store.scan()
+    assert len(said(log_records, "submission.changed")) == 1
+
+
+async def test_a_file_system_that_fails_loses_nobody(room: StoreRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be looked at is an outage of the store, and is claimed when it can be again."""
+    async with room.opened() as store:
+        room.make("one")
+        await store.scan()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "is_dir", _stale)
+            with pytest.raises(StoreError, match="one: Stale file handle"):
+                await store.claim()
+        claimed = await store.claim()
+        assert claimed is not None
+        assert claimed.name == "one"
+
+
+def _stale(path: Path) -> bool:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
 
 
 async def test_the_sandbox_waits_for_nobody(room: StoreRoom) -> None:
