@@ -39,7 +39,7 @@ def event(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option(
         "--deployment-dir",
-        type=click.Path(path_type=Path, file_okay=False),
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
         metavar="DIR",
         help="What relative paths in the config are relative to. [default: the folder that holds events/]",
     )
@@ -78,3 +78,7 @@ def reported(main: Callable[[], None]) -> None:
         # The reader of a pipe (head, say) has seen enough.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        # A file that this user may not read, a disk that is full: nothing that a traceback would help with.
+        output.warn(f"{error.filename or 'rampctl'}: {error.strerror or error}")
+        sys.exit(EX_FAILED)

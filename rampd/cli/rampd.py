@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--deployment-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR",
     help="What relative paths in a config are relative to. [default: the folder that holds events/]",
 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rampd import clock
-from rampd.errors import RampdError, UnknownSubmissionError
+from rampd.errors import RampdError, SubmissionRefusedError, UnknownSubmissionError
 from rampd.operations.opening import opened, wake
 from rampd.states import FINAL_STATES, RequestKind, SubmissionState
+from rampd.stores.folders import check_name
 from rampd.stores.staging import stage_submission
 
 if TYPE_CHECKING:
@@ -67,8 +69,10 @@ async def ask(settings: Settings, kind: RequestKind, names: Sequence[str]) -> li
 
 
 async def _make_sure_of(settings: Settings, files: OpenFiles, name: str) -> None:
-    if (settings.ramp.submissions_dir / name).is_dir() and "/" not in name:
-        return
+    with suppress(SubmissionRefusedError):
+        check_name(name)
+        if (settings.ramp.submissions_dir / name).is_dir():
+            return
     if files.store is None:
         raise UnknownSubmissionError(name)
     await files.store.get(name)
@@ -123,14 +127,20 @@ async def submit(settings: Settings, folder: Path, name: str, *, replace: bool) 
     AlreadySubmittedError
         There is one of that name, and `replace` was not asked for.
     SubmissionRefusedError
-        It is no submission.
+        It is no submission, or the name is no submission's.
     RampdError
-        The one to be replaced is running, or the name is the sandbox's.
+        The one to be replaced is running.
     StoreError
         It cannot be written.
     """
+    try:
+        check_name(name)
+    except SubmissionRefusedError as refusal:
+        raise SubmissionRefusedError(refusal.reason, f"{name!r}: {refusal}; choose one with --name") from None
     if name == settings.ramp.sandbox_dir:
-        raise RampdError(f"{name!r} is the event's sandbox, which is never run; choose another --name")
+        raise SubmissionRefusedError(
+            "sandbox", f"{name!r} is the event's sandbox, which is never run; choose another --name"
+        )
     ramp = settings.ramp
     was_there = (ramp.submissions_dir / name).exists()
     state = await _state_of(settings, name) if replace and was_there else None

@@ -39,10 +39,12 @@ def stage_submission(source: Path, submissions_dir: Path, name: str, *, replace:
     check_name(name)
     try:
         seen = look(source)
-    except FileNotFoundError:
-        raise SubmissionRefusedError("missing", "there is no such folder") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise SubmissionRefusedError("missing", f"there is no folder {source}") from None
+    except OSError as error:
+        raise SubmissionRefusedError("unreadable", f"{error.filename} cannot be read: {error.strerror}") from error
     if not seen.has_file:
-        raise SubmissionRefusedError("empty", "the folder has no file in it")
+        raise SubmissionRefusedError("empty", f"{source} has no file in it")
     final = submissions_dir / name
     already = f"there is a submission named {name!r} already; --replace replaces it"
     if os.path.lexists(final) and not replace:

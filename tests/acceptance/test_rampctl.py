@@ -342,3 +342,43 @@ def test_json_is_json_even_of_strange_text(event: Deployment, daemon: RampdProce
     daemon.finished("strange")
     data = json.loads(rampctl("logs", "strange", "--json", config=event.config).stdout)
     assert data["text"] == "\\xff\x00\x1b[31m"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "", ".", "..", "a/b", "white space"])
+@pytest.mark.parametrize("command", ["status", "cancel", "retry", "logs", "run"])
+def test_a_name_that_can_be_no_submissions(event: Deployment, command: str, name: str) -> None:
+    """It is an unknown name like any other: status 2 and a sentence."""
+    said = rampctl(command, name, config=event.config)
+    assert (said.status, said.stdout) == (2, "")
+    assert said.stderr.splitlines()[-1].startswith("rampctl: ")
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["{mine}", "--name", "starting_kit"], "'starting_kit' is the event's sandbox, which is never run"),
+        (["{mine}", "--name", "my model"], "'my model': a submission's name has letters"),
+        (["{mine}", "--name", "x" * 300], "choose one with --name"),
+        (["{mine}/estimator.py/deeper", "--name", "one"], "there is no folder {mine}/estimator.py/deeper"),
+        (["{mine}/nothing"], "there is no folder {mine}/nothing"),
+        (["{mine}/empty"], "{mine}/empty has no file in it"),
+    ],
+)
+def test_what_cannot_be_submitted(event: Deployment, folder: Path, arguments: list[str], sentence: str) -> None:
+    """Status 2, and a sentence that names it."""
+    (folder / "empty").mkdir()
+    said = rampctl("submit", *(word.replace("{mine}", str(folder)) for word in arguments), config=event.config)
+    assert (said.status, said.stdout) == (2, "")
+    assert sentence.replace("{mine}", str(folder)) in said.stderr
+    assert list(event.submissions.iterdir()) == []
+
+
+@pytest.mark.parametrize("program", ["rampd", "rampd.cli.rampctl"])
+def test_a_deployment_that_is_not_there(event: Deployment, program: str) -> None:
+    """A mistyped --deployment-dir is a wrong command line, and makes no folders anywhere."""
+    words = ["check"] if program == "rampd.cli.rampctl" else []
+    argv = [sys.executable, "-m", program, *words, "--config", str(event.config), "--deployment-dir", "/no/such"]
+    ended = subprocess.run(argv, capture_output=True, check=False, timeout=60)
+    assert ended.returncode == 2
+    assert b"'/no/such' does not exist" in ended.stderr
