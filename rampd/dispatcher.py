@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from rampd import clock
 from rampd.announcements import Announcements
-from rampd.conclusion import bound_fields, persist
+from rampd.conclusion import bound_fields, decide_unrun, persist
 from rampd.errors import StoreError, WorkerError
 from rampd.event import WAKE_FILE
 from rampd.hold import CHECK_INTERVAL_S, Hold
-from rampd.judging import backoff_s
+from rampd.judging import CANCELLED_MESSAGE, LONGEST_BACKOFF_S, backoff_s
 from rampd.lifecycle import Parked, attempt_submission
+from rampd.models import Verdict
 from rampd.orders import Order, Orders, Run
 from rampd.recovery import recover
 from rampd.requests import Requests
@@ -65,7 +66,7 @@ class Dispatcher:
         self._unreleased: set[int] = set()
         """Claimed, but their attempts could not be opened, nor they be put back yet."""
         self._announcements = Announcements(event.journal)
-        self._hold = Hold(event, announcements=self._announcements)
+        self._hold = Hold(event, announcements=self._announcements, deciding=self._claiming)
         self._requests = Requests(event, self._runs, announcements=self._announcements)
         self._no_capacity_since: float | None = None
         self._settling = 0
@@ -97,13 +98,16 @@ class Dispatcher:
         try:
             async with asyncio.TaskGroup() as group:
                 announcing = group.create_task(self._announcements.run(), name=self._named("announcements"))
-                await self._begin(group)
-                pump = group.create_task(self._pump(), name=self._named("pump"))
                 stopping = group.create_task(self._stopping.wait(), name=self._named("stopping"))
-                self.ready.set()
-                await asyncio.wait({pump, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                async with self._claiming:  # never between a claim and its task
-                    pump.cancel()
+                beginning = group.create_task(self._begin(group), name=self._named("beginning"))
+                await asyncio.wait({beginning, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if beginning.done():
+                    await self._serve(group, stopping)
+                else:
+                    # A start that cannot go on (predictions_dir cannot be written, say) must not keep the daemon: it
+                    # is begun again at the next one.
+                    beginning.cancel()
+                    await asyncio.wait({beginning})
                 stopping.cancel()
                 await self._drain()
                 for task in self._background:
@@ -116,11 +120,21 @@ class Dispatcher:
                 task.cancel()
         return self._status
 
+    async def _serve(self, group: asyncio.TaskGroup, stopping: asyncio.Task[Any]) -> None:
+        """Claim and start submissions until told to stop, or until there is nothing left."""
+        pump = group.create_task(self._pump(), name=self._named("pump"))
+        self.ready.set()
+        await asyncio.wait({pump, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        async with self._claiming:  # never between a claim and its task
+            pump.cancel()
+
     async def _begin(self, group: asyncio.TaskGroup) -> None:
         """Take up what the last daemon left, look at the folders once, and obey what was asked for meanwhile."""
         for submission, attempt in await recover(self.event, announcements=self._announcements):
             self._slots.take()
-            self._spawn(submission, attempt)
+            run = self._spawn(submission, attempt)
+            if await self.event.journal.is_cancelled(attempt):
+                run.orders.give(Order.CANCEL)  # the last daemon had accepted it, and ended before it could obey
         await self._hold.forget()
         self._backoffs = await self.event.journal.backoffs()
         self._background.append(group.create_task(self.event.store.watch(), name=self._named("store")))
@@ -178,7 +192,8 @@ class Dispatcher:
 
     async def _claim_and_start(self) -> Submission | None:
         now = clock.wall()
-        skip = [submission_id for submission_id, until in self._backoffs.items() if until > now]
+        # A backoff that is longer than any was set under a clock that has been put back since: it is over.
+        skip = [one for one, until in self._backoffs.items() if now < until <= now + LONGEST_BACKOFF_S]
         async with self._claiming:
             await self._release_claims()
             # What was put back is not taken before its attempt has wholly ended: only then is its backoff known, too.
@@ -186,7 +201,7 @@ class Dispatcher:
             submission = await self.event.store.claim(skip)
             if submission is None:
                 # Whoever's backoff is over waits no more (cancelled, say, or its folder went): nothing to wake up for.
-                self._backoffs = {one: until for one, until in self._backoffs.items() if until > now}
+                self._backoffs = {one: self._backoffs[one] for one in skip if one in self._backoffs}
                 return None
             try:
                 attempt = await self.event.journal.open_attempt(submission, self.event.settings.worker.worker_type)
@@ -207,15 +222,16 @@ class Dispatcher:
             await self.event.store.release(submission_id)
             self._unreleased.discard(submission_id)
 
-    def _spawn(self, submission: Submission, attempt: Attempt) -> None:
+    def _spawn(self, submission: Submission, attempt: Attempt) -> Run:
         orders = Orders()
         task = asyncio.create_task(
             self._run(submission, attempt, orders), name=self._named(f"submission/{submission.name}")
         )
-        self._runs[submission.name] = Run(submission, orders, task)
+        run = self._runs[submission.name] = Run(submission, orders, task)
         self._tasks.add(task)
         self._held.add(attempt.id)
         task.add_done_callback(partial(self._ended, submission, attempt.id))
+        return run
 
     def _ended(self, submission: Submission, attempt_id: str, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -234,13 +250,24 @@ class Dispatcher:
                 )
             except Parked:
                 return
-        if conclusion.final:
-            self.finished += 1
-        elif conclusion.delay_s > 0:
+        if not conclusion.final and conclusion.delay_s > 0:
             self._backoffs[submission.id] = clock.wall() + conclusion.delay_s
         if conclusion.hold is not None:
             await self._hold.set(conclusion.hold)
         await self._note_capacity(conclusion.outcome)
+        # Last, with no await after it: whoever cancels until then was told that it is being stopped.
+        if not conclusion.final and orders.order is Order.CANCEL:
+            await self._cancel_put_back(submission)
+        elif conclusion.final:
+            self.finished += 1
+
+    async def _cancel_put_back(self, submission: Submission) -> None:
+        """Obey a cancel that came when the attempt was decided already, and the submission went back to `new`."""
+        verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
+        ending = partial(decide_unrun, self.event, submission, verdict, announcements=self._announcements)
+        await persist(ending, "an outcome")
+        self._backoffs.pop(submission.id, None)
+        self.finished += 1
 
     async def _note_capacity(self, outcome: Outcome) -> None:
         """Keep the answer to "why is nothing running?" where `rampctl status` finds it."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from rampd import clock
 from rampd.conclusion import decide_unrun
-from rampd.errors import StoreError, WorkerSetupError
+from rampd.errors import StoreError, UnknownSubmissionError, WorkerSetupError
 from rampd.models import Verdict
 from rampd.states import Outcome, SubmissionState
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from rampd.announcements import Announcements
     from rampd.event import Event
 
@@ -32,11 +34,16 @@ class Hold:
         Its worker is asked, its journal keeps the fact for `rampctl status`.
     announcements
         Remembers whose canonical line was written.
+    deciding
+        Held while a waiting submission is ended, so that nobody else (the operator's cancel) ends it as well.
     """
 
-    def __init__(self, event: Event, *, announcements: Announcements) -> None:
+    def __init__(
+        self, event: Event, *, announcements: Announcements, deciding: AbstractAsyncContextManager[Any] | None = None
+    ) -> None:
         self._event = event
         self._announcements = announcements
+        self._deciding = deciding or nullcontext()
         self._cause: WorkerSetupError | None = None
         self._since_wall = 0.0
         self._since_boottime = 0.0
@@ -112,5 +119,9 @@ class Hold:
         if timeout_s is None or clock.boottime() - self._since_boottime < timeout_s:
             return
         verdict = Verdict(Outcome.PLATFORM_ERROR, None, reason=f"held for {timeout_s:g} s: {cause}")
-        for submission in await self._event.store.list({SubmissionState.NEW}):
-            await decide_unrun(self._event, submission, verdict, announcements=self._announcements)
+        for waiting in await self._event.store.list({SubmissionState.NEW}):
+            async with self._deciding:
+                with suppress(UnknownSubmissionError):  # its folder went meanwhile
+                    submission = await self._event.store.get(waiting.name)
+                    if submission.state is SubmissionState.NEW:
+                        await decide_unrun(self._event, submission, verdict, announcements=self._announcements)

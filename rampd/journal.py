@@ -45,6 +45,7 @@ CREATE TABLE attempts (
     announced INTEGER NOT NULL DEFAULT 0,
     UNIQUE (submission_id, number)
 );
+CREATE INDEX attempts_by_name ON attempts (submission, number);
 CREATE INDEX unfinished_attempts ON attempts (opened_at) WHERE step <> 'closed';
 CREATE INDEX unannounced_attempts ON attempts (opened_at) WHERE final = 1 AND announced = 0;
 CREATE TABLE counts (submission_id INTEGER PRIMARY KEY, since_number INTEGER NOT NULL);
@@ -80,12 +81,15 @@ class Journal:
         await self._database.open(stack, create=create)
 
     async def open_attempt(self, submission: Submission, worker_type: str) -> Attempt:
-        """Give a submission its next attempt, with a number one above all that it ever had."""
+        """Give a submission its next attempt, with a number one above all that any of its name ever had.
+
+        By the name: readers of the log deduplicate on it, and a folder that went and came again has a new id.
+        """
         (row,) = await self._database.fetch(
             """
             INSERT INTO attempts (id, submission, submission_id, number, worker_type, step, opened_at)
             SELECT :id, :name, :submission_id, coalesce(max(number), 0) + 1, :worker_type, :step, :now
-            FROM attempts WHERE submission_id = :submission_id
+            FROM attempts WHERE submission = :name
             RETURNING *
             """,
             {
@@ -182,6 +186,17 @@ class Journal:
         if not rows:
             raise StoreError(f"the journal has no attempt {attempt_id}")
         return attempt_of(rows[0])
+
+    async def is_cancelled(self, attempt: Attempt) -> bool:
+        """Return whether the operator's cancel was accepted while an attempt was under way."""
+        rows = await self._database.fetch(
+            """
+            SELECT 1 FROM requests
+            WHERE kind = 'cancel' AND submission = ? AND accepted = 1 AND answered_at >= ? LIMIT 1
+            """,
+            (attempt.submission, attempt.opened_at),
+        )
+        return bool(rows)
 
     async def mark_announced(self, attempt_ids: Collection[str]) -> None:
         """Remember that the canonical lines of these attempts were written."""

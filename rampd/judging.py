@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CANCELLED_MESSAGE = "Cancelled by the organizers."
 TIMEOUT_STATUS = 124
 """What timeout(1) ends with, and what RAMP's board expects of a timed-out submission."""
+LONGEST_BACKOFF_S = 60.0
 FREE_INTERRUPTIONS = 10
 """So many stops of the daemon in a row cost a submission nothing; from then on each counts as an attempt."""
 
@@ -149,7 +150,7 @@ class _Tries:
     attempt_number: int
 
 
-def backoff_s(tries: int, *, longest_s: float = 60.0) -> float:
+def backoff_s(tries: int, *, longest_s: float = LONGEST_BACKOFF_S) -> float:
     """Return how long to wait after the `tries`-th failure in a row, in seconds: doubling, with jitter, capped."""
     wait = wait_random_exponential(multiplier=1, min=0.5, max=longest_s)
     return float(wait(_Tries(max(1, tries))))  # type: ignore[arg-type]

@@ -15,12 +15,13 @@ from rampd.conclusion import (
     STAGING_PREFIX,
     bound_fields,
     conclude,
+    decide_unrun,
     finished_fields,
     persist,
 )
 from rampd.errors import UnknownSubmissionError
 from rampd.files import remove_tree
-from rampd.judging import last_word, weigh
+from rampd.judging import CANCELLED_MESSAGE, last_word, weigh
 from rampd.models import Submission, Verdict
 from rampd.states import Outcome, Step, SubmissionState
 
@@ -65,6 +66,11 @@ async def recover(event: Event, *, announcements: Announcements) -> list[tuple[S
                 going_on.append((submission, attempt))
             elif attempt in decided:
                 await conclude(event, submission, attempt, announcements=announcements)
+                if not attempt.final and await persist(partial(event.journal.is_cancelled, attempt), "a request"):
+                    verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
+                    await persist(
+                        partial(decide_unrun, event, submission, verdict, announcements=announcements), "an outcome"
+                    )
             else:
                 await _interrupt(event, submission, attempt, announcements=announcements)
     for put_back in await event.store.release_unheld({submission.id for submission, _ in going_on}):
@@ -97,6 +103,8 @@ async def _submission_of(event: Event, attempt: Attempt) -> Submission:
 
 async def _interrupt(event: Event, submission: Submission, attempt: Attempt, *, announcements: Announcements) -> None:
     verdict = Verdict(Outcome.INTERRUPTED, None, reason="the daemon was killed, or the machine went down")
+    if await persist(partial(event.journal.is_cancelled, attempt), "a request"):
+        verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
     failures = await persist(partial(event.journal.failures, submission.id), "earlier attempts")
     # A submission that takes the whole daemon down each time must come to an end as well.
     final = weigh(verdict, failures, max_attempts=event.settings.worker.max_attempts).final

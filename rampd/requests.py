@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, assert_never
 
 import structlog
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from rampd.announcements import Announcements
     from rampd.event import Event
-    from rampd.models import Submission
     from rampd.orders import Run
 
 log = structlog.get_logger("rampd.requests")
@@ -53,38 +53,47 @@ class Requests:
         released: list[int] = []
         for request in await self._event.journal.pending_requests():
             try:
-                submission = await self._event.store.get(request.submission)
-            except UnknownSubmissionError as error:
-                accepted, answer = False, str(error)
-            else:
                 match request.kind:
                     case RequestKind.CANCEL:
-                        accepted, answer = await self._cancel(submission)
+                        accepted, answer = await self._cancel(request.submission)
                     case RequestKind.RETRY:
-                        accepted, answer = await self._retry(submission)
+                        accepted, answer = await self._retry(request.submission)
                         if accepted:
-                            released.append(submission.id)
+                            released.append((await self._event.store.get(request.submission)).id)
                     case _:
                         assert_never(request.kind)
+            except UnknownSubmissionError as error:
+                accepted, answer = False, str(error)
             if not accepted:
                 log.warning("request.refused", submission=request.submission, kind=request.kind, answer=answer)
             await self._event.journal.answer(request.id, answer, accepted=accepted)
         return released
 
-    async def _cancel(self, submission: Submission) -> tuple[bool, str]:
-        run = self._runs.get(submission.name)
+    def _running(self, name: str) -> Run | None:
+        """Return the run of a submission; one whose task has ended is none any more, though nobody has said so yet."""
+        run = self._runs.get(name)
+        return None if run is None or run.task.done() else run
+
+    async def _cancel(self, name: str) -> tuple[bool, str]:
+        run = self._running(name)
         if run is not None:
             run.orders.give(Order.CANCEL)
             return True, "it is being stopped"
+        # Only now: what does not run, and cannot be claimed meanwhile, stays as it is found here.
+        submission = await self._event.store.get(name)
         if submission.state is SubmissionState.NEW:
             verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
             await decide_unrun(self._event, submission, verdict, announcements=self._announcements)
             return True, "it was waiting and will not run"
         return False, f"it has ended already ({submission.state})"
 
-    async def _retry(self, submission: Submission) -> tuple[bool, str]:
-        if submission.name in self._runs:
+    async def _retry(self, name: str) -> tuple[bool, str]:
+        if self._running(name) is not None:
             return False, "it is running; cancel it first, or wait for its end"
+        submission = await self._event.store.get(name)
+        folder = self._event.store.submission_dir(submission)
+        if not await asyncio.to_thread(folder.is_dir):
+            return False, f"its folder is gone ({folder}): hand it in again"
         # The count first: a crash in between leaves a request that is answered again, the same way.
         await self._event.journal.start_count_anew(submission.id)
         await self._event.journal.clear_backoff(submission.id)

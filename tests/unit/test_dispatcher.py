@@ -343,3 +343,13 @@ async def test_a_failing_reclaim_is_tried_again(
         room.outside["lost"] = asyncio.get_running_loop().create_future()
         await until(lambda: not room.outside, what="the reclaim")
     assert len(find(log_records, "worker.lost", outcome="lost_host")) == 2
+
+
+async def test_a_clock_that_was_put_back_lengthens_no_backoff(room: EventRoom) -> None:
+    """A backoff that ends in a year was set when the clock was wrong: nobody waits for it."""
+    room.submit("one")
+    async with room.opened() as event:
+        (submission,) = await event.store.list()
+        await event.journal.set_backoff(submission.id, clock.wall() + 365 * 86400)
+        assert await serve_out(event) == 0
+        assert await states(event) == {"one": "scored"}

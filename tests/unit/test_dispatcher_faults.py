@@ -9,8 +9,9 @@ import pytest
 
 from rampd import clock
 from rampd.dispatcher import Dispatcher
-from rampd.states import Step, SubmissionState
+from rampd.states import Outcome, Step, SubmissionState
 from support.event import (
+    PATIENCE_S,
     Crash,
     EventRoom,
     attempt_once,
@@ -137,3 +138,26 @@ async def test_a_dispatcher_that_is_cancelled_leaves_nothing_running(room: Event
             await serving
         (attempt,) = await event.journal.unfinished()
         assert attempt.step is Step.LAUNCHED
+
+
+async def test_a_start_that_cannot_go_on_can_be_stopped(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch, log_records: list[Record]
+) -> None:
+    """While the last daemon's outcome cannot be written, a stop ends the daemon; the next start writes it."""
+    room.submit("one")
+    async with room.opened() as event:
+        fail_times(monkeypatch, event, "journal.close", error=Crash)
+        with pytest.raises(Crash):
+            await attempt_once(event)
+    async with room.opened() as event:
+        with monkeypatch.context() as patch:
+            failures = fail_times(patch, event, "journal.close", 1_000_000)
+            dispatcher = Dispatcher(event)
+            serving = asyncio.ensure_future(dispatcher.run())
+            await until(lambda: len(failures) > 2)
+            dispatcher.stop()
+            assert await asyncio.wait_for(serving, PATIENCE_S) == 0
+            assert not dispatcher.ready.is_set()
+    async with room.opened() as event:
+        await serve_out(event)
+        assert [(one.step, one.outcome) for one in await event.journal.attempts()] == [(Step.CLOSED, Outcome.OK)]

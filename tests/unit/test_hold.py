@@ -11,7 +11,8 @@ from rampd import clock
 from rampd.announcements import Announcements
 from rampd.errors import WorkerSetupError
 from rampd.hold import Hold
-from rampd.states import Outcome, Step, SubmissionState
+from rampd.requests import Requests
+from rampd.states import Outcome, RequestKind, Step, SubmissionState
 from rampd.testing.workers import FakeRun
 from support.event import (
     EventRoom,
@@ -214,3 +215,25 @@ async def test_an_end_that_was_cut_short_is_made_good(room: EventRoom) -> None:
         await recovered(event)
         assert (await event.store.get("one")).state is SubmissionState.NEW
         assert await event.journal.unfinished() == []
+
+
+async def test_nobody_is_ended_twice(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the operator cancels while a hold's timeout ends everybody has one end."""
+    missing(room)
+    room.dispatcher["hold_timeout"] = 0.01
+    room.submit("one")
+    async with room.opened() as event:
+        hold = hold_of(event)
+        listed = event.store.list
+
+        async def list_then_cancel(*arguments: Any) -> Any:
+            found = await listed(*arguments)
+            await event.journal.request(RequestKind.CANCEL, "one")
+            await Requests(event, {}, announcements=Announcements(event.journal)).answer()
+            return found
+
+        assert not await hold.look()
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(event.store, "list", list_then_cancel)
+        assert not await hold.look()
+        assert [attempt.outcome for attempt in await event.journal.attempts()] == [Outcome.CANCELLED]

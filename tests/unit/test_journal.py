@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from contextlib import AsyncExitStack
 from functools import partial
@@ -377,3 +378,10 @@ async def test_facts_are_kept_replaced_and_dropped(journal: Journal) -> None:
     await journal.delete("held")
     await journal.delete("held")
     assert await journal.facts() == {"null": None}
+
+
+async def test_a_name_that_comes_again_is_numbered_on(journal: Journal) -> None:
+    """A submission that went and came again has a new id; its attempts go on, since readers know it by its name."""
+    comes_again = dataclasses.replace(ONE, id=3)
+    attempts = [await journal.open_attempt(submission, "conda") for submission in (ONE, comes_again, TWO)]
+    assert [attempt.number for attempt in attempts] == [1, 2, 1]

@@ -14,7 +14,7 @@ from rampd.errors import StoreError, WorkerLostError
 from rampd.lifecycle import Parked, attempt_submission
 from rampd.orders import Order, Orders
 from rampd.recovery import recover
-from rampd.states import Outcome, Step, SubmissionState
+from rampd.states import Outcome, RequestKind, Step, SubmissionState
 from rampd.stores.directory import DirectoryStore
 from rampd.testing.workers import FakeAllocation
 from support.event import (
@@ -32,6 +32,7 @@ from support.event import (
     hurry,
     recovered,
     run_out,
+    serve_out,
 )
 
 if TYPE_CHECKING:
@@ -381,3 +382,64 @@ async def test_only_a_setup_can_record(room: EventRoom) -> None:
         await event.journal.record_allocation(attempt.id, "{}")
         with pytest.raises(StoreError, match="cannot become opened"):
             await event.journal.record_beginning(attempt.id, "{}")
+
+
+async def _accept_cancel(event: Event) -> None:
+    """Have a cancel accepted, by a daemon that ends before it can obey."""
+    request_id = await event.journal.request(RequestKind.CANCEL, "one")
+    await event.journal.answer(request_id, "it is being stopped", accepted=True)
+
+
+async def test_a_cancel_that_was_accepted_outlives_a_crash(room: EventRoom, log_records: list[Record]) -> None:
+    """Whoever was told that a submission is being stopped does not find it run again."""
+    room.submit("one", hung_run())
+    async with room.opened() as event:
+        await _launch(event)
+        await _accept_cancel(event)
+    async with room.opened() as event:
+        await recovered(event)
+        submission = await event.store.get("one")
+        assert submission.state is SubmissionState.CHECKING_ERROR
+        assert submission.error_msg == "Cancelled by the organizers."
+    assert len(find(log_records, "submission.finished", outcome="cancelled", attempt=1)) == 1
+
+
+async def test_a_cancel_that_was_accepted_stands_against_an_outcome_that_is_not_final(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it run again where the attempt was decided already, and would have been followed by another."""
+    room.submit("one", good_run(raises={"collect_results": [WorkerLostError("gone")]}))
+    async with room.opened() as event:
+        fail_times(monkeypatch, event, "worker.teardown", error=Crash)
+        with pytest.raises(Crash):
+            await attempt_once(event)
+        await _accept_cancel(event)
+    async with room.opened() as event:
+        await recovered(event)
+        assert (await event.store.get("one")).state is SubmissionState.CHECKING_ERROR
+        outcomes = [attempt.outcome for attempt in await event.journal.attempts()]
+        assert outcomes == [Outcome.LOST_HOST, Outcome.CANCELLED]
+
+
+async def test_a_cancel_that_was_accepted_ends_a_run_that_goes_on(room: EventRoom) -> None:
+    """A run that the next daemon takes over is stopped then."""
+    room.resumable = True
+    room.submit("one", hung_run())
+    async with room.opened() as event:
+        await _launch(event)
+        await _accept_cancel(event)
+    async with room.opened() as event:
+        assert await serve_out(event) == 0
+        assert (await event.store.get("one")).state is SubmissionState.CHECKING_ERROR
+        assert [attempt.outcome for attempt in await event.journal.attempts()] == [Outcome.CANCELLED]
+
+
+async def test_an_older_cancel_means_nothing_to_a_retry(room: EventRoom) -> None:
+    """A cancel counts for the attempt that it was meant for, not for those that the operator asked for later."""
+    room.submit("one", hung_run())
+    async with room.opened() as event:
+        await _accept_cancel(event)
+        await _launch(event)
+    async with room.opened() as event:
+        await recovered(event)
+        assert (await event.store.get("one")).state is SubmissionState.NEW

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +12,7 @@ from rampd import clock
 from rampd.announcements import Announcements
 from rampd.errors import StoreError, WorkerLostError
 from rampd.event import WAKE_FILE
+from rampd.orders import Orders, Run
 from rampd.requests import Requests
 from rampd.states import Outcome, RequestKind, Step, SubmissionState
 from support.event import (
@@ -101,7 +104,7 @@ async def test_a_running_submission_is_cancelled(room: EventRoom, log_records: l
 
 async def test_a_submission_that_backs_off_is_cancelled(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that waits for its next attempt is waiting like any other."""
-    hurry(monkeypatch, backoff_s=1000)
+    hurry(monkeypatch, backoff_s=50)
     room.submit("one", good_run(raises={"setup": [WorkerLostError("gone")]}))
     async with room.opened() as event:
         await attempt_once(event)
@@ -167,7 +170,7 @@ async def test_a_retry_starts_the_count_anew(room: EventRoom) -> None:
 
 async def test_a_retry_ends_a_backoff(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     """A waiting submission runs at once by the operator's word."""
-    hurry(monkeypatch, backoff_s=1000)
+    hurry(monkeypatch, backoff_s=50)
     room.submit("one", good_run(raises={"setup": [WorkerLostError("gone")]}))
     async with room.opened() as event, served(event) as dispatcher:
         await until(lambda: dispatcher._backoffs)
@@ -254,3 +257,46 @@ async def test_released_ids_are_those_of_accepted_retries(room: EventRoom) -> No
         requests = Requests(event, {}, announcements=Announcements(event.journal))
         assert await requests.answer() == [ids["one"]]
         assert set(await event.journal.backoffs()) == {ids["two"]}
+
+
+async def test_a_cancel_that_comes_late_is_obeyed_all_the_same(room: EventRoom, log_records: list[Record]) -> None:
+    """An attempt that failed for the platform's reasons, and is being torn down, is not followed by another."""
+    room.submit("one", good_run(raises={"collect_results": [WorkerLostError("gone")]}))
+    async with room.opened() as event, served(event) as dispatcher:
+        fake(event).stands_in = "teardown"
+        await fake(event).reached.wait()
+        request = await ask_running(event, RequestKind.CANCEL)
+        assert (request.accepted, request.answer) == (True, "it is being stopped")
+        fake(event).go_on.set()
+        await until(lambda: dispatcher.finished == 1)
+        assert await state(event) is SubmissionState.CHECKING_ERROR
+        attempts = await event.journal.attempts()
+        assert [one.outcome for one in attempts] == [Outcome.LOST_HOST, Outcome.CANCELLED]
+    assert len(find(log_records, "submission.finished", outcome="cancelled")) == 1
+
+
+async def test_what_has_just_ended_is_no_run(room: EventRoom) -> None:
+    """Between the end of a run's task and its being noticed, an answer looks at the store as it is then."""
+    room.submit("one")
+    async with room.opened() as event:
+        await attempt_once(event)
+        ended = asyncio.ensure_future(asyncio.sleep(0))
+        await ended
+        run = Run(await event.store.get("one"), Orders(), ended)
+        requests = Requests(event, {"one": run}, announcements=Announcements(event.journal))
+        request_id = await event.journal.request(RequestKind.RETRY, "one")
+        await requests.answer()
+        assert (await event.journal.get_request(request_id)).accepted
+        assert await state(event) is SubmissionState.NEW
+
+
+async def test_what_lost_its_folder_is_not_tried_again(room: EventRoom) -> None:
+    """It would be forgotten at once, with its scores; so the retry is refused, and says why."""
+    room.submit("one")
+    async with room.opened() as event:
+        await attempt_once(event)
+        shutil.rmtree(event.settings.ramp.submissions_dir / "one")
+        request = await ask(event, RequestKind.RETRY)
+        assert request.accepted is False
+        assert "its folder is gone" in (request.answer or "")
+        assert await state(event) is SubmissionState.SCORED
