@@ -117,11 +117,12 @@ async def serve(configs: Sequence[Path], *, deployment_dir: Path | None, run: st
 async def _open(config: Path, deployment_dir: Path | None, stack: AsyncExitStack) -> Dispatcher:
     """Load, lock and open one event; what was opened before an error is closed again."""
     settings = await asyncio.to_thread(load_settings, config, deployment_dir=deployment_dir)
-    for warning in settings.warnings:
-        log.warning("config.warning", path=str(config), message=warning)
-    async with AsyncExitStack() as own:
-        event = await _open_event(settings, own)
-        stack.push_async_exit(own.pop_all())
+    with structlog.contextvars.bound_contextvars(event_name=settings.ramp.event_name):
+        for warning in settings.warnings:
+            log.warning("config.warning", path=str(config), message=warning)
+        async with AsyncExitStack() as own:
+            event = await _open_event(settings, own)
+            stack.push_async_exit(own.pop_all())
     return Dispatcher(event)
 
 

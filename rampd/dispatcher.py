@@ -95,6 +95,11 @@ class Dispatcher:
         JournalCorruptError, StoreError
             The event cannot be served at all.
         """
+        # Whatever is said from here on, by the store's watch or a worker as well, is said of this event.
+        with structlog.contextvars.bound_contextvars(event_name=self.event.settings.ramp.event_name):
+            return await self._run_event()
+
+    async def _run_event(self) -> int:
         try:
             async with asyncio.TaskGroup() as group:
                 announcing = group.create_task(self._announcements.run(), name=self._named("announcements"))

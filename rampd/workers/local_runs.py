@@ -8,10 +8,12 @@ import json
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
+import rampd
 from rampd.errors import WorkerError, WorkerLostError, WorkerSetupError
 from rampd.models import Exit
 from rampd.workers.containment import Containment, kill_marked
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("rampd.workers.local_runs")
 
 _READY_S = 30.0
-_PROGRAM = "from rampd.workers.launcher import main; main()"
+# -I keeps this user's variables and packages out, and with them an rampd that was found by PYTHONPATH or lies in the
+# user's own site-packages: where ours is, is said, last on the path, so that nothing beside it hides a standard module.
+_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from rampd.workers.launcher import main; main()"
+_PACKAGES = Path(rampd.__file__).parent.parent
 
 
 class LocalRun:
@@ -41,6 +46,8 @@ class LocalRun:
         """Set once nothing of the run is left."""
         self._ended: Exit | None = None
         self._has_begun = False
+        # What is heard of a run is heard in another task than the submission's own, whose names belong to it.
+        self._log = log.bind(**structlog.contextvars.get_contextvars())
 
     def heard(self, word: str, rest: list[str]) -> None:
         """Take in a report of the launcher's or the supervisor's."""
@@ -52,7 +59,7 @@ class LocalRun:
             case "failed":
                 self._fail_to_start(self._not_started(int(rest[0]), rest[1]))
             case "ended":
-                self._ended = _exit(rest)
+                self._ended = self._exit(rest)
         if self._has_begun and self.pid is not None and not self.started.done():
             self.started.set_result(None)
 
@@ -70,6 +77,19 @@ class LocalRun:
             return WorkerSetupError(f"a process cannot become the user that submissions run as: {why}")
         where = "itself, or the interpreter its first line names"
         return WorkerSetupError(f"{program} cannot be executed: {why} ({where})")
+
+    def _exit(self, words: list[str]) -> Exit:
+        status, number, max_rss_bytes, log_bytes, capped, log_errno = (int(word) for word in words)
+        if log_errno:
+            error = f"the log could not be written: {os.strerror(log_errno)}"
+            self._log.warning("worker.lost", error=error, outcome=WorkerError.outcome)
+        return Exit(
+            status=status,
+            signal=number or None,
+            max_rss_bytes=max_rss_bytes or None,
+            log_bytes=log_bytes,
+            log_capped=bool(capped),
+        )
 
     def lost(self) -> None:
         """Say that nothing is left and nothing more will be heard."""
@@ -93,20 +113,6 @@ class LocalRun:
         if self._ended is None:
             raise WorkerLostError("the run's supervisor was killed")
         return self._ended
-
-
-def _exit(words: list[str]) -> Exit:
-    status, number, max_rss_bytes, log_bytes, capped, log_errno = (int(word) for word in words)
-    if log_errno:
-        error = f"the log could not be written: {os.strerror(log_errno)}"
-        log.warning("worker.lost", error=error, outcome=WorkerError.outcome)
-    return Exit(
-        status=status,
-        signal=number or None,
-        max_rss_bytes=max_rss_bytes or None,
-        log_bytes=log_bytes,
-        log_capped=bool(capped),
-    )
 
 
 class LocalRuns:
@@ -160,7 +166,7 @@ class LocalRuns:
             await self._close()
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-I", "-c", _PROGRAM, *self._modes),
+                    *(sys.executable, "-I", "-c", _PROGRAM, str(_PACKAGES), *self._modes),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     env={"PATH": os.defpath},

@@ -148,6 +148,9 @@ class RampdProcess:
         """Hold every record against the catalogue, and the numbering against its promise."""
         problems = {json.dumps(record): found for record in self.records if (found := problems_of(record))}
         assert not problems, problems
+        of_an_event = ("submission.", "event.", "worker.", "request.")
+        nameless = [one for one in self.records if one["event"].startswith(of_an_event) and "event_name" not in one]
+        assert not nameless, nameless
         assert [record["seq"] for record in self.records] == list(range(1, len(self.records) + 1))
 
     def kill(self) -> None:

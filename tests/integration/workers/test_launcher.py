@@ -246,6 +246,20 @@ async def test_a_launcher_that_cannot_be_started(tmp_path: Path, monkeypatch: py
             await CondaRoom(tmp_path, None).worker().open(stack)
 
 
+async def test_a_launcher_whose_python_does_not_know_rampd(
+    room: CondaRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs the rampd that the daemon runs, wherever that was found: by PYTHONPATH, or in a user's own folder."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    room.ramp_test("exit 7")
+    async with room.opened() as worker:
+        ended, _ = await room.run(worker, room.job())
+    assert ended.status == 7
+
+
 async def test_a_launcher_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher that ends at once is an error that says where to look."""
     monkeypatch.setattr(sys, "executable", "/bin/false")

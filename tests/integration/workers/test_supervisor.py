@@ -7,6 +7,7 @@ import stat
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 
 from support.conda import KINDS, CondaRoom, warm_up_uvloop
 from support.store_room import until
@@ -102,11 +103,13 @@ async def test_a_log_that_cannot_be_written(room: CondaRoom, log_records: list[d
     room.ramp_test("head -c 1000000 /dev/zero; exit 5")
     job = room.job()
     job.log_path.mkdir(parents=True)
-    async with room.opened() as worker, room.launched(worker, job) as allocation:
-        ended = await worker.wait(allocation)
+    async with room.opened() as worker:
+        with structlog.contextvars.bound_contextvars(submission="one"):
+            async with room.launched(worker, job) as allocation:
+                ended = await worker.wait(allocation)
     assert (ended.status, ended.log_bytes) == (5, 1_000_000)
-    errors = [record["error"] for record in log_records if record["event"] == "worker.lost"]
-    assert errors == ["the log could not be written: Is a directory"]
+    warnings = [(one["submission"], one["error"]) for one in log_records if one["event"] == "worker.lost"]
+    assert warnings == [("one", "the log could not be written: Is a directory")]
 
 
 @pytest.mark.parametrize("obstacle", ["link", "dangling link", "fifo", "hard link"])
