@@ -7,6 +7,7 @@ running submission is one task; the journal and the store know all the rest.
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,21 +16,28 @@ import structlog
 
 from rampd import clock
 from rampd.announcements import Announcements
+from rampd.backoffs import Backoffs
 from rampd.conclusion import bound_fields, decide_unrun, persist
-from rampd.errors import StoreError, WorkerError
+from rampd.errors import StoreError
 from rampd.event import WAKE_FILE
 from rampd.hold import CHECK_INTERVAL_S, Hold
-from rampd.judging import CANCELLED_MESSAGE, LONGEST_BACKOFF_S, backoff_s
+from rampd.judging import CANCELLED_MESSAGE
 from rampd.lifecycle import Parked, attempt_submission
 from rampd.models import Verdict
+from rampd.notes import Notes
 from rampd.orders import Order, Orders, Run
-from rampd.recovery import recover
+from rampd.outage import Outage
+from rampd.pulse import Pulse
+from rampd.recovery import reclaim_now_and_then, recover
 from rampd.requests import Requests
 from rampd.slots import Slots
 from rampd.states import HungerPolicy, Outcome, SubmissionState
 from rampd.watch import FileWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rampd.config import Settings
     from rampd.event import Event
     from rampd.models import Attempt, Submission
 
@@ -46,21 +54,36 @@ class Dispatcher:
     ----------
     event
         Its rooms, open; nobody else may serve it (the state_dir's lock).
+    shared
+        The slots of all events of a daemon together, of which each run takes one besides the event's own; None where
+        they are not limited.
+    on_activity
+        Called whenever something may have started, ended or arrived.
     """
 
-    def __init__(self, event: Event) -> None:
+    def __init__(
+        self, event: Event, *, shared: Slots | None = None, on_activity: Callable[[], None] = lambda: None
+    ) -> None:
         self.event = event
         self.ready = asyncio.Event()
         self.finished = 0
         """How many submissions came to a final state under this dispatcher."""
         self._slots = Slots(event.settings.dispatcher.n_workers)
+        # One pump an event and first come, first served: so events that wait take turns.
+        self._shared = shared or Slots(sys.maxsize)
+        self._on_activity = on_activity
+        self._pulse = Pulse()
+        self._pumping = False
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
         self._claiming = asyncio.Lock()
+        self._closing = asyncio.Event()
+        """Nothing more is claimed; what runs may end."""
         self._stopping = asyncio.Event()
+        """What runs has shutdown_grace to end."""
         self._drained = False
-        self._backoffs: dict[int, float] = {}
+        self._backoffs = Backoffs()
         self._held: set[str] = set()
         """The ids of the attempts that have a task: what a reclaiming worker leaves alone."""
         self._unreleased: set[int] = set()
@@ -68,9 +91,7 @@ class Dispatcher:
         self._announcements = Announcements(event.journal)
         self._hold = Hold(event, announcements=self._announcements, deciding=self._claiming)
         self._requests = Requests(event, self._runs, announcements=self._announcements)
-        self._no_capacity_since: float | None = None
-        self._settling = 0
-        self._settling_since: float | None = None
+        self._notes = Notes(event.journal)
         self._status = 0
 
     @property
@@ -78,9 +99,36 @@ class Dispatcher:
         """How many submissions have a slot."""
         return len(self._runs)
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing more is claimed, for good."""
+        return self._closing.is_set()
+
     def stop(self) -> None:
         """Claim no more. `run` drains for shutdown_grace, then interrupts what is left. Idempotent."""
+        self._closing.set()
         self._stopping.set()
+
+    def close(self) -> None:
+        """Claim no more. `run` returns once all that runs has ended, however long that takes. Idempotent."""
+        self._closing.set()
+
+    def reload(self, settings: Settings) -> None:
+        """Put settings in force for what starts from now on; what runs keeps what it started with.
+
+        Parameters
+        ----------
+        settings
+            They differ from the present ones in nothing that needs the event opened anew (`rampd.reloading`).
+        """
+        self.event = self._hold.event = self._requests.event = self.event.reloaded(settings)
+        self._slots.resize(settings.dispatcher.n_workers)
+        self.event.store.changed.set()
+
+    async def pulse(self) -> None:
+        """Return once the pump has shown that it moves, or has rightly nothing to do; never, if it is stuck."""
+        if self._pumping:
+            await self._pulse.felt(self.event.store.changed.set)
 
     async def run(self) -> int:
         """Serve the event.
@@ -103,33 +151,38 @@ class Dispatcher:
         try:
             async with asyncio.TaskGroup() as group:
                 announcing = group.create_task(self._announcements.run(), name=self._named("announcements"))
-                stopping = group.create_task(self._stopping.wait(), name=self._named("stopping"))
+                closing = group.create_task(self._closing.wait(), name=self._named("closing"))
                 beginning = group.create_task(self._begin(group), name=self._named("beginning"))
-                await asyncio.wait({beginning, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({beginning, closing}, return_when=asyncio.FIRST_COMPLETED)
                 if beginning.done():
-                    await self._serve(group, stopping)
+                    await self._serve(group, closing)
                 else:
                     # A start that cannot go on (predictions_dir cannot be written, say) must not keep the daemon: it
                     # is begun again at the next one.
                     beginning.cancel()
                     await asyncio.wait({beginning})
-                stopping.cancel()
+                closing.cancel()
                 await self._drain()
                 for task in self._background:
                     task.cancel()
                 await self._announcements.settle()
                 announcing.cancel()
+        except BaseExceptionGroup as group:
+            raise _first_of(group) from group
         finally:
             # Only where something broke, or the daemon exits at once: what still runs is put back at the next start.
             for task in self._tasks:
                 task.cancel()
         return self._status
 
-    async def _serve(self, group: asyncio.TaskGroup, stopping: asyncio.Task[Any]) -> None:
+    async def _serve(self, group: asyncio.TaskGroup, closing: asyncio.Task[Any]) -> None:
         """Claim and start submissions until told to stop, or until there is nothing left."""
         pump = group.create_task(self._pump(), name=self._named("pump"))
+        self._pumping = True
         self.ready.set()
-        await asyncio.wait({pump, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({pump, closing}, return_when=asyncio.FIRST_COMPLETED)
+        self._pumping = False
+        self._pulse.beat()  # for whoever waits to feel it
         async with self._claiming:  # never between a claim and its task
             pump.cancel()
 
@@ -137,17 +190,18 @@ class Dispatcher:
         """Take up what the last daemon left, look at the folders once, and obey what was asked for meanwhile."""
         for submission, attempt in await recover(self.event, announcements=self._announcements):
             self._slots.take()
+            self._shared.take()
             run = self._spawn(submission, attempt)
             if await self.event.journal.is_cancelled(attempt):
                 run.orders.give(Order.CANCEL)  # the last daemon had accepted it, and ended before it could obey
         await self._hold.forget()
-        self._backoffs = await self.event.journal.backoffs()
+        self._backoffs.load(await self.event.journal.backoffs())
         self._background.append(group.create_task(self.event.store.watch(), name=self._named("store")))
         await self.event.store.scanned.wait()
         await persist(self._answer_requests, "an answer to the operator")
         self._background.append(group.create_task(self._listen(), name=self._named("operator")))
         if self.event.worker.reclaim_interval_s is not None:
-            reclaiming = self._reclaim_now_and_then(self.event.worker.reclaim_interval_s)
+            reclaiming = reclaim_now_and_then(self.event.worker, self._held)
             self._background.append(group.create_task(reclaiming, name=self._named("reclaim")))
 
     def _named(self, part: str) -> str:
@@ -155,7 +209,8 @@ class Dispatcher:
 
     async def _pump(self) -> None:
         while True:
-            await self._slots.acquire()
+            self._pulse.beat()
+            await self._take_from(self._slots)
             try:
                 found = await self._next()
             except BaseException:
@@ -165,14 +220,20 @@ class Dispatcher:
                 self._slots.release()
                 return
 
+    async def _take_from(self, slots: Slots) -> None:
+        with self._pulse.resting(lambda: slots.taken >= slots.size):
+            await slots.acquire()
+
     async def _next(self) -> Submission | None:
         """Claim and start the next submission, waiting for one; None when hunger_policy `exit` ends the event."""
-        outage = _Outage()
+        outage = Outage()
         while True:
+            self._pulse.beat()
+            self._on_activity()
             self.event.store.changed.clear()
             try:
                 if await self._may_claim():
-                    started = await self._claim_and_start()
+                    started = await self._start_within_the_share()
                     if started is not None:
                         outage.is_over()
                         return started
@@ -183,12 +244,44 @@ class Dispatcher:
                     return None
                 outage.is_over()
             except StoreError as error:
-                await asyncio.sleep(outage.seen(error))
+                with self._pulse.resting(lambda: True):
+                    await asyncio.sleep(outage.seen(error))
                 continue
-            await self._note_settling()
+            await self._notes.settling(self.event.store.settling)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._until_next_look_s()):
                     await self.event.store.changed.wait()
+
+    async def _start_within_the_share(self) -> Submission | None:
+        """Claim and start the next submission once there is a slot among all events' too; None: there is none now.
+
+        Such a slot is not kept while there is nothing to run: an idle event must not take a busy one's.
+        """
+        if self._shared.taken < self._shared.size:
+            await self._shared.acquire()
+        elif not (await self.event.store.counts())[SubmissionState.NEW]:
+            return None
+        else:
+            await self._take_from(self._shared)
+            if not await self._may_claim_after_all():
+                return None
+        started = None
+        try:
+            started = await self._claim_and_start()
+        finally:
+            if started is None:
+                self._shared.release()
+        return started
+
+    async def _may_claim_after_all(self) -> bool:
+        """Say whether things are as they were before a wait for a slot; give the slot back if not."""
+        allowed = False
+        try:
+            allowed = await self._may_claim()
+        finally:
+            if not allowed:
+                self._shared.release()
+        return allowed
 
     async def _may_claim(self) -> bool:
         if self._drained:
@@ -196,21 +289,19 @@ class Dispatcher:
         return await self._hold.look()
 
     async def _claim_and_start(self) -> Submission | None:
-        now = clock.wall()
-        # A backoff that is longer than any was set under a clock that has been put back since: it is over.
-        skip = [one for one, until in self._backoffs.items() if now < until <= now + LONGEST_BACKOFF_S]
+        backing_off = self._backoffs.waiting()
         async with self._claiming:
             await self._release_claims()
             # What was put back is not taken before its attempt has wholly ended: only then is its backoff known, too.
-            skip += [run.submission.id for run in self._runs.values()]
+            skip = [*backing_off, *(run.submission.id for run in self._runs.values())]
             submission = await self.event.store.claim(skip)
             if submission is None:
                 # Whoever's backoff is over waits no more (cancelled, say, or its folder went): nothing to wake up for.
-                self._backoffs = {one: self._backoffs[one] for one in skip if one in self._backoffs}
+                self._backoffs.keep(skip)
                 return None
             try:
                 attempt = await self.event.journal.open_attempt(submission, self.event.settings.worker.worker_type)
-                if self._backoffs.pop(submission.id, None) is not None:
+                if self._backoffs.drop(submission.id):
                     with suppress(StoreError):  # it is over anyway, and the attempt is open already
                         await self.event.journal.clear_backoff(submission.id)
             except BaseException:
@@ -243,7 +334,9 @@ class Dispatcher:
         self._held.discard(attempt_id)
         self._runs.pop(submission.name, None)
         self._slots.release()
+        self._shared.release()
         self.event.store.changed.set()
+        self._on_activity()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("lifecycle.failed", submission=submission.name, submission_id=submission.id, exc_info=error)
 
@@ -256,10 +349,13 @@ class Dispatcher:
             except Parked:
                 return
         if not conclusion.final and conclusion.delay_s > 0:
-            self._backoffs[submission.id] = clock.wall() + conclusion.delay_s
+            self._backoffs.set(submission.id, conclusion.delay_s)
         if conclusion.hold is not None:
             await self._hold.set(conclusion.hold)
-        await self._note_capacity(conclusion.outcome)
+        if conclusion.outcome is Outcome.NO_CAPACITY:
+            await self._notes.no_capacity(clock.wall() + (self._backoffs.next_s() or 0.0))
+        else:
+            await self._notes.capacity()
         # Last, with no await after it: whoever cancels until then was told that it is being stopped.
         if not conclusion.final and orders.order is Order.CANCEL:
             await self._cancel_put_back(submission)
@@ -271,37 +367,8 @@ class Dispatcher:
         verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
         ending = partial(decide_unrun, self.event, submission, verdict, announcements=self._announcements)
         await persist(ending, "an outcome")
-        self._backoffs.pop(submission.id, None)
+        self._backoffs.drop(submission.id)
         self.finished += 1
-
-    async def _note_capacity(self, outcome: Outcome) -> None:
-        """Keep the answer to "why is nothing running?" where `rampctl status` finds it."""
-        if outcome is Outcome.NO_CAPACITY:
-            next_try = min(self._backoffs.values(), default=clock.wall())
-            since = self._no_capacity_since or clock.wall()
-            await self._tell("no_capacity", {"since": since, "next_try": next_try})
-            self._no_capacity_since = since
-        elif self._no_capacity_since is not None:
-            self._no_capacity_since = None
-            await self._tell("no_capacity", None)
-
-    async def _note_settling(self) -> None:
-        if self.event.store.settling != self._settling:
-            self._settling = self.event.store.settling
-            if not self._settling:
-                self._settling_since = None
-            elif self._settling_since is None:
-                self._settling_since = clock.wall()
-            fact = {"count": self._settling, "since": self._settling_since}
-            await self._tell("settling", fact if self._settling else None)
-
-    async def _tell(self, key: str, fact: object | None) -> None:
-        """Leave a fact for people in the journal; everything goes on without it."""
-        with suppress(StoreError):
-            if fact is None:
-                await self.event.journal.delete(key)
-            else:
-                await self.event.journal.put(key, fact)
 
     async def _is_done(self) -> bool:
         """Say whether nothing is new, settling, queued, in backoff, running or being written (hunger_policy exit)."""
@@ -319,16 +386,15 @@ class Dispatcher:
             return None
         if self._hold.is_on:
             return CHECK_INTERVAL_S
-        now = clock.wall()
-        due = [until - now for until in self._backoffs.values()]
-        return max(0.01, min(due)) if due else None
+        next_s = self._backoffs.next_s()
+        return None if next_s is None else max(0.01, next_s)
 
     async def _listen(self) -> None:
         """Answer what the operator asks for, now and whenever the wake file is touched."""
         path = self.event.settings.dispatcher.state_dir / WAKE_FILE
         async with FileWatch(path) as wake:
             while True:
-                outage = _Outage()
+                outage = Outage()
                 while True:
                     try:
                         await self._answer_requests()
@@ -345,48 +411,28 @@ class Dispatcher:
             log.info("event.drained" if drained else "event.resumed")
         async with self._claiming:
             for submission_id in await self._requests.answer():
-                self._backoffs.pop(submission_id, None)
+                self._backoffs.drop(submission_id)
         self.event.store.changed.set()
 
-    async def _reclaim_now_and_then(self, interval_s: float) -> None:
-        """Have what nobody holds any more ended: a teardown that failed, or what an earlier daemon left."""
-        while True:
-            await asyncio.sleep(interval_s)
-            try:
-                for reclaimed in await self.event.worker.reclaim(self._held):
-                    log.info("worker.reclaimed", what=reclaimed)
-            except WorkerError as error:
-                log.warning("worker.lost", error=f"reclaim failed: {error}", outcome=error.outcome)
-
     async def _drain(self) -> None:
-        """Let what runs end for shutdown_grace, then interrupt it and wait until that is journaled."""
-        if self._tasks and self._stopping.is_set():
-            await asyncio.wait(self._tasks, timeout=self.event.settings.dispatcher.shutdown_grace)
-            for run in self._runs.values():
-                run.orders.give(Order.INTERRUPT)
+        """Let what runs end; once it is to stop, for shutdown_grace only, and then interrupt it."""
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            while self._tasks and not stopping.done():
+                await asyncio.wait({*self._tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        if not self._tasks:
+            return
+        await asyncio.wait(self._tasks, timeout=self.event.settings.dispatcher.shutdown_grace)
+        for run in self._runs.values():
+            run.orders.give(Order.INTERRUPT)
         if self._tasks:
             # What cannot be written by then (a full disk, say) is in the journal or is put back at the next start.
             await asyncio.wait(self._tasks, timeout=_INTERRUPTION_S)
 
 
-class _Outage:
-    """A store or journal that cannot be used: said once, with growing delays, and once when it is over."""
-
-    def __init__(self) -> None:
-        self._tries = 0
-        self._since = 0.0
-
-    def seen(self, error: StoreError) -> float:
-        """Log the first failure; return how long to wait before the next try, in seconds."""
-        self._tries += 1
-        delay_s = backoff_s(self._tries, longest_s=30.0)
-        if self._tries == 1:
-            self._since = clock.boottime()
-            log.error("store.unavailable", error=str(error), delay_s=delay_s)
-        return delay_s
-
-    def is_over(self) -> None:
-        """Say that it works again, if it had failed."""
-        if self._tries:
-            log.info("store.recovered", down_s=clock.boottime() - self._since)
-            self._tries = 0
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what broke first in a TaskGroup: the others of it were only cancelled, or stumbled over the same."""
+    error = group.exceptions[0]
+    return _first_of(error) if isinstance(error, BaseExceptionGroup) else error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rampd import ramp_test
@@ -70,6 +70,21 @@ class Event:
         await self.journal.open(stack)
         await self.store.open(stack)
         await self.worker.open(stack)
+
+    def reloaded(self, settings: Settings) -> Event:
+        """Return the same event under other settings: what has the present one goes on with what it started with.
+
+        Parameters
+        ----------
+        settings
+            They differ in nothing that needs the event opened anew; see `rampd.reloading`.
+        """
+        self.worker.reconfigure(
+            settings.worker,
+            replace(self.worker.context, time_between_collection_s=settings.dispatcher.time_between_collection),
+        )
+        self.store.reconfigure(settle_time_s=settings.dispatcher.settle_time)
+        return replace(self, settings=settings)
 
     def job(self, submission: Submission, attempt: Attempt) -> Job:
         """Return what a worker needs to know of one attempt."""

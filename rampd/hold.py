@@ -41,7 +41,7 @@ class Hold:
     def __init__(
         self, event: Event, *, announcements: Announcements, deciding: AbstractAsyncContextManager[Any] | None = None
     ) -> None:
-        self._event = event
+        self.event = event
         self._announcements = announcements
         self._deciding = deciding or nullcontext()
         self._cause: WorkerSetupError | None = None
@@ -65,7 +65,7 @@ class Hold:
         if self.is_on and clock.boottime() < self._next_look:
             return False
         try:
-            await self._event.worker.check()
+            await self.event.worker.check()
         except WorkerSetupError as error:
             await self.set(error)
             await self._give_up_after_timeout(error)
@@ -82,10 +82,10 @@ class Hold:
         if self._cause is None or str(self._cause) != str(cause):
             log.error(
                 "event.held",
-                event_name=self._event.settings.ramp.event_name,
+                event_name=self.event.settings.ramp.event_name,
                 missing=cause.missing,
                 existing=list(cause.existing),
-                timeout_s=self._event.settings.dispatcher.hold_timeout,
+                timeout_s=self.event.settings.dispatcher.hold_timeout,
             )
         self._cause = cause
         fact = {
@@ -95,7 +95,7 @@ class Hold:
             "next_try": clock.wall() + CHECK_INTERVAL_S,
         }
         with suppress(StoreError):  # the fact is for people; the hold stands without it
-            await self._event.journal.put("held", fact)
+            await self.event.journal.put("held", fact)
 
     async def _release(self) -> None:
         if self._cause is None:
@@ -104,24 +104,24 @@ class Hold:
         await self.forget()
         log.info(
             "event.released",
-            event_name=self._event.settings.ramp.event_name,
+            event_name=self.event.settings.ramp.event_name,
             held_s=clock.boottime() - self._since_boottime,
         )
 
     async def forget(self) -> None:
         """Take the fact out of the journal: at a release, and at a start (the last daemon may have left one)."""
         with suppress(StoreError):
-            await self._event.journal.delete("held")
+            await self.event.journal.delete("held")
 
     async def _give_up_after_timeout(self, cause: WorkerSetupError) -> None:
         """End every waiting submission once the event was held for hold_timeout."""
-        timeout_s = self._event.settings.dispatcher.hold_timeout
+        timeout_s = self.event.settings.dispatcher.hold_timeout
         if timeout_s is None or clock.boottime() - self._since_boottime < timeout_s:
             return
         verdict = Verdict(Outcome.PLATFORM_ERROR, None, reason=f"held for {timeout_s:g} s: {cause}")
-        for waiting in await self._event.store.list({SubmissionState.NEW}):
+        for waiting in await self.event.store.list({SubmissionState.NEW}):
             async with self._deciding:
                 with suppress(UnknownSubmissionError):  # its folder went meanwhile
-                    submission = await self._event.store.get(waiting.name)
+                    submission = await self.event.store.get(waiting.name)
                     if submission.state is SubmissionState.NEW:
-                        await decide_unrun(self._event, submission, verdict, announcements=self._announcements)
+                        await decide_unrun(self.event, submission, verdict, announcements=self._announcements)

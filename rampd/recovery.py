@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -19,7 +19,7 @@ from rampd.conclusion import (
     finished_fields,
     persist,
 )
-from rampd.errors import UnknownSubmissionError
+from rampd.errors import UnknownSubmissionError, WorkerError
 from rampd.files import remove_tree
 from rampd.judging import CANCELLED_MESSAGE, last_word, weigh
 from rampd.models import Submission, Verdict
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rampd.announcements import Announcements
     from rampd.event import Event
     from rampd.models import Attempt
+    from rampd.workers.base import Worker
 
 log = structlog.get_logger("rampd.recovery")
 
@@ -78,6 +79,25 @@ async def recover(event: Event, *, announcements: Announcements) -> list[tuple[S
     keep = {attempt.id for _, attempt in going_on}
     await asyncio.to_thread(_remove_stale_staging, event.settings.ramp.predictions_dir, keep)
     return going_on
+
+
+async def reclaim_now_and_then(worker: Worker[Any], held: Collection[str]) -> None:
+    """Have what nobody holds any more ended, for ever: a teardown that failed, or what an earlier daemon left.
+
+    Parameters
+    ----------
+    worker
+        Says in `reclaim_interval_s` how often.
+    held
+        The attempts that have a task; looked at anew each time.
+    """
+    while worker.reclaim_interval_s is not None:
+        await asyncio.sleep(worker.reclaim_interval_s)
+        try:
+            for reclaimed in await worker.reclaim(held):
+                log.info("worker.reclaimed", what=reclaimed)
+        except WorkerError as error:
+            log.warning("worker.lost", error=f"reclaim failed: {error}", outcome=error.outcome)
 
 
 def _is_resumable(event: Event, attempt: Attempt) -> bool:

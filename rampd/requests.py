@@ -38,7 +38,7 @@ class Requests:
     """
 
     def __init__(self, event: Event, runs: Mapping[str, Run], *, announcements: Announcements) -> None:
-        self._event = event
+        self.event = event
         self._runs = runs
         self._announcements = announcements
 
@@ -51,7 +51,7 @@ class Requests:
             The ids of submissions whose backoff is over by the operator's word.
         """
         released: list[int] = []
-        for request in await self._event.journal.pending_requests():
+        for request in await self.event.journal.pending_requests():
             try:
                 match request.kind:
                     case RequestKind.CANCEL:
@@ -59,14 +59,14 @@ class Requests:
                     case RequestKind.RETRY:
                         accepted, answer = await self._retry(request.submission)
                         if accepted:
-                            released.append((await self._event.store.get(request.submission)).id)
+                            released.append((await self.event.store.get(request.submission)).id)
                     case _:
                         assert_never(request.kind)
             except UnknownSubmissionError as error:
                 accepted, answer = False, str(error)
             if not accepted:
                 log.warning("request.refused", submission=request.submission, kind=request.kind, answer=answer)
-            await self._event.journal.answer(request.id, answer, accepted=accepted)
+            await self.event.journal.answer(request.id, answer, accepted=accepted)
         return released
 
     def _running(self, name: str) -> Run | None:
@@ -80,24 +80,24 @@ class Requests:
             run.orders.give(Order.CANCEL)
             return True, "it is being stopped"
         # Only now: what does not run, and cannot be claimed meanwhile, stays as it is found here.
-        submission = await self._event.store.get(name)
+        submission = await self.event.store.get(name)
         if submission.state is SubmissionState.NEW:
             verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
-            await decide_unrun(self._event, submission, verdict, announcements=self._announcements)
+            await decide_unrun(self.event, submission, verdict, announcements=self._announcements)
             return True, "it was waiting and will not run"
         return False, f"it has ended already ({submission.state})"
 
     async def _retry(self, name: str) -> tuple[bool, str]:
         if self._running(name) is not None:
             return False, "it is running; cancel it first, or wait for its end"
-        submission = await self._event.store.get(name)
-        folder = self._event.store.submission_dir(submission)
+        submission = await self.event.store.get(name)
+        folder = self.event.store.submission_dir(submission)
         if not await asyncio.to_thread(folder.is_dir):
             return False, f"its folder is gone ({folder}): hand it in again"
         # The count first: a crash in between leaves a request that is answered again, the same way.
-        await self._event.journal.start_count_anew(submission.id)
-        await self._event.journal.clear_backoff(submission.id)
+        await self.event.journal.start_count_anew(submission.id)
+        await self.event.journal.clear_backoff(submission.id)
         if submission.state is SubmissionState.NEW:
             return True, "it is waiting already, without delay and with all its attempts"
-        await self._event.store.requeue(submission.id)
+        await self.event.store.requeue(submission.id)
         return True, "it waits at the end of the queue"

@@ -28,6 +28,7 @@ _SHARED_FILE_SYSTEMS = frozenset(
      "vboxsf", "virtiofs", "vmhgfs"}
 )  # fmt: skip
 _POLL_S = 1.0
+_CONFIGS = Mask.CREATE | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE
 
 
 @dataclass(slots=True)
@@ -181,6 +182,69 @@ class FileWatch:
             return self._path.stat().st_ctime_ns
         except OSError:
             return 0
+
+
+class ConfigsWatch:
+    """Says when a file of one name in any folder of `folder` may have come, changed or gone. An async context manager.
+
+    One inotify for all folders: a user has 128 of them by default. Missing folders and shared file systems are polled.
+
+    Parameters
+    ----------
+    folder
+        Its folders are watched, those that appear later too.
+    name
+        The file's name in each of them.
+    poll, poll_interval_s
+        As for `FolderWatch`.
+    """
+
+    def __init__(self, folder: Path, name: str, *, poll: bool | None = None, poll_interval_s: float = _POLL_S) -> None:
+        self._folder = folder
+        self._name = name
+        self._poll = is_shared(folder) if poll is None else poll
+        self._interval_s = poll_interval_s
+        self._inotify: Inotify | None = None
+
+    async def __aenter__(self) -> Self:
+        self._look_again()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
+
+    def _look_again(self) -> None:
+        """Watch every folder that there is now; one that is watched already stays so (inotify_add_watch(2))."""
+        if self._poll:
+            return
+        if self._inotify is None:
+            self._inotify = _watching(self._folder, _CONFIGS | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.ONLYDIR)
+        if self._inotify is None:
+            return
+        with suppress(OSError):
+            for folder in self._folder.iterdir():
+                with suppress(OSError):  # a file, or gone meanwhile; a rescan comes back to it
+                    self._inotify.add_watch(folder, _CONFIGS | Mask.ONLYDIR | Mask.MASK_CREATE)
+
+    async def changed(self) -> None:
+        """Return once something may have happened; a polling watch returns at every interval."""
+        self._look_again()
+        if self._inotify is None:
+            await asyncio.sleep(self._interval_s)
+            return
+        while True:
+            event = await self._inotify.get()
+            if event.mask & (Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.UNMOUNT | Mask.Q_OVERFLOW):
+                self._end()
+                return
+            is_of_the_root = event.watch is not None and event.watch.path == self._folder
+            if is_of_the_root or (event.name is not None and str(event.name) == self._name):
+                return
 
 
 def _watching(folder: Path, mask: Mask) -> Inotify | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import json
+import os
 import secrets
 import sys
 from pathlib import Path
@@ -14,11 +16,13 @@ import uvloop
 
 import rampd
 from rampd import logs
-from rampd.daemon import serve
+from rampd.config_files import ConfigFiles
+from rampd.daemon import Limits, serve
 from rampd.errors import ConfigError, LockedError
 from rampd.event import load_settings
 from rampd.exit_statuses import EX_CONFIG, EX_FAILED, EX_TEMPFAIL
 from rampd.operations.doctor import first_start
+from rampd.systemd import Notifier
 
 if TYPE_CHECKING:
     from rampd.logs import LogStream
@@ -30,9 +34,20 @@ if TYPE_CHECKING:
     "configs",
     type=click.Path(path_type=Path),
     multiple=True,
-    required=True,
     metavar="FILE",
     help="An event's config.yml. May be given several times.",
+)
+@click.option(
+    "--events-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Serve every config.yml in its folders: those that are there, that appear and that change, until they go.",
+)
+@click.option(
+    "--max-workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Submissions at once over all events, which take turns. [default: what the events allow together]",
 )
 @click.option(
     "--deployment-dir",
@@ -57,31 +72,46 @@ if TYPE_CHECKING:
 @click.option("--check", is_flag=True, help="Validate, print the resolved settings with secrets masked, and exit.")
 @click.version_option(rampd.__version__, prog_name="rampd")
 def main(
-    configs: tuple[Path, ...], deployment_dir: Path | None, log_format: str, log_level: str, *, check: bool
+    *,
+    configs: tuple[Path, ...],
+    events_dir: Path | None,
+    max_workers: int | None,
+    deployment_dir: Path | None,
+    log_format: str,
+    log_level: str,
+    check: bool,
 ) -> None:
     r"""Serve RAMP events: train and evaluate what participants submit.
 
-    Runs in the foreground and writes one JSON object a line to stdout.
+    Runs in the foreground and writes one JSON object a line to stdout. SIGHUP has the configs read again.
 
     \b
-    Example:
+    Examples:
       rampd --config events/iris/config.yml
+      rampd --events-dir events
     """
+    if not configs and events_dir is None:
+        raise click.UsageError("nothing to serve: give --config FILE (once or several times), or --events-dir DIR")
+    if deployment_dir is None and events_dir is not None:
+        deployment_dir = events_dir.absolute().parent
+    what = Limits(configs, events_dir, deployment_dir, max_workers)
     if check:
-        sys.exit(_check(configs, deployment_dir))
+        sys.exit(_check(what))
+    # Where systemd's watchdog ends a daemon (SIGABRT), its threads' stacks go to stderr.
+    faulthandler.enable()
+    notifier = Notifier.from_environment(os.environ)
     run = secrets.token_hex(6)
     stream = logs.LogStream(logs.take_stdout())
     stream.start()
     logs.configure(stream, format="console" if log_format == "console" else "json", level=log_level, run=run)
-    status = _serve(configs, deployment_dir, run, stream)
-    sys.exit(status)
+    sys.exit(_serve(what, run, notifier, stream))
 
 
-def _check(configs: tuple[Path, ...], deployment_dir: Path | None) -> int:
+def _check(what: Limits) -> int:
     status = 0
-    for config in configs:
+    for config in ConfigFiles(what.configs, what.events_dir).look():
         try:
-            settings = load_settings(config, deployment_dir=deployment_dir)
+            settings = load_settings(config, deployment_dir=what.deployment_dir)
         except ConfigError as error:
             _print_problems(error)
             status = EX_CONFIG
@@ -94,10 +124,10 @@ def _check(configs: tuple[Path, ...], deployment_dir: Path | None) -> int:
     return status
 
 
-def _serve(configs: tuple[Path, ...], deployment_dir: Path | None, run: str, stream: LogStream) -> int:
+def _serve(what: Limits, run: str, notifier: Notifier, stream: LogStream) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve(configs, deployment_dir=deployment_dir, run=run))
+            return runner.run(serve(what, run=run, notifier=notifier))
     except ConfigError as error:
         _print_problems(error)
         return EX_CONFIG

@@ -31,8 +31,9 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
             "python": text("the interpreter's version"),
             "uvloop": flag("whether the loop is uvloop's"),
             "events": texts("the events that are served"),
-            "state_dir": text("the first event's state_dir"),
+            "state_dir": text("the first event's state_dir; null where there is no event yet", nullable=True),
             "n_workers": whole("how many submissions run at once, over all events"),
+            "max_workers": whole("how many may at most, over all events", nullable=True),
             "n_threads": whole("threads a submission's libraries may use", nullable=True),
             "containment": text("how local runs are contained; null where nothing runs locally", nullable=True),
             "worker": mapping("by event: facts about its worker"),
@@ -43,7 +44,19 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
         "Submissions are taken from now on.",
         {"startup_s": number("since the start"), "counts": mapping("submissions by state")},
     ),
-    "daemon.reloaded": EventSpec("info", "A new config is in force.", {}),
+    "daemon.reloaded": EventSpec(
+        "info",
+        "The configs were read again, by SIGHUP or because something in events_dir changed.",
+        {
+            "reason": text("who asked for it", values=("SIGHUP", "events_dir")),
+            "events": texts("the events that are served now, those that are being drained included"),
+            "added": texts("events that are served from now on"),
+            "removed": texts("events whose config went: they are drained"),
+            "changed": mapping("by event: the keys that are in force already"),
+            "reopening": mapping("by event: keys for which it is drained, and opened anew when nothing of it runs"),
+            "rejected": texts("configs that cannot be used; what they said before stays in force"),
+        },
+    ),
     "daemon.stopping": EventSpec(
         "info",
         "A signal came: no more is claimed.",
@@ -66,13 +79,32 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
     "daemon.failed": EventSpec("error", "The last record of a daemon that could not go on.", {"error": ERROR}),
     "config.rejected": EventSpec(
         "error",
-        "One of several configs cannot be used; the others are served.",
-        {"path": text("the file"), "problems": texts("one sentence each")},
+        "A config, or its event, cannot be used; said once a content. Others are served.",
+        {
+            "path": text("the file"),
+            "problems": texts("one sentence each"),
+            "in_force": flag("whether what it said before stays in force"),
+        },
     ),
     "config.warning": EventSpec(
         "warning",
         "A config works, but says something that is ignored or outdated.",
         {"path": text("the file"), "message": text("what, and what replaces it")},
+    ),
+    "event.opened": EventSpec(
+        "info",
+        "An event is served that was not when the daemon started, or was drained and opened anew.",
+        {
+            "path": text("its config"),
+            "state_dir": text("its state_dir"),
+            "n_workers": whole("how many of its submissions run at once"),
+            "worker": mapping("facts about its worker"),
+        },
+    ),
+    "event.closed": EventSpec(
+        "info",
+        "An event is not served any more, while the daemon goes on.",
+        {"reason": text("why", values=("config_gone", "failed", "hunger_policy", "reopened"))},
     ),
     "event.adopted": EventSpec(
         "info",

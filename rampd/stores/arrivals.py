@@ -101,7 +101,7 @@ class Arrivals:
         self._registry = registry
         self._submissions_dir = submissions_dir
         self._sandbox_dir = sandbox_dir
-        self._settle_time_s = settle_time_s
+        self.settle_time_s = settle_time_s
         self._rescan_interval_s = rescan_interval_s
         self._poll = poll
         self._pending: dict[str, _Pending] = {}
@@ -275,7 +275,7 @@ class Arrivals:
         elif complete:
             return True
         age_s = clock.wall() - seen.newest
-        if seen.has_file and age_s >= self._settle_time_s:
+        if seen.has_file and age_s >= self.settle_time_s:
             return True
         pending = self._pending.get(name)
         if pending is None or pending.fingerprint != seen.fingerprint:
@@ -283,15 +283,15 @@ class Arrivals:
             self._pending[name] = pending
         unchanged_s = now - pending.unchanged_since
         # A clock that runs ahead (a network file system's) would keep a folder young for ever: then watching decides.
-        if seen.has_file and age_s < 0 and unchanged_s >= self._settle_time_s:
+        if seen.has_file and age_s < 0 and unchanged_s >= self.settle_time_s:
             return True
         if unchanged_s > _STALE_S:
             pending.due = math.inf
             return False
-        left_s = self._settle_time_s - (max(0.0, age_s) if seen.has_file else 0.0)
+        left_s = self.settle_time_s - (max(0.0, age_s) if seen.has_file else 0.0)
         # What has no file yet is looked at less and less often: it may never have one.
         rarer_s = 0.0 if seen.has_file else unchanged_s / 10
-        pending.due = now + max(min(left_s, self._settle_time_s), rarer_s, 0.005)
+        pending.due = now + max(min(left_s, self.settle_time_s), rarer_s, 0.005)
         return False
 
     async def _note_replaced(self, arrivals: Sequence[Arrival]) -> None:

@@ -44,6 +44,9 @@ class SubmissionStore(ABC):
             It cannot be opened; the message says what to do.
         """
 
+    def reconfigure(self, *, settle_time_s: float) -> None:  # noqa: B027 -- nothing to do is the rule
+        """Use other settings from now on; a store whose submissions do not settle has none."""
+
     @abstractmethod
     async def watch(self) -> None:
         """Find submissions as they arrive, for ever: a task of the dispatcher's. The first full scan comes first."""

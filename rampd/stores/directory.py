@@ -121,6 +121,10 @@ class DirectoryStore(SubmissionStore):
         """Open the database; see `SubmissionStore.open`."""
         await self._database.open(stack, create=create)
 
+    def reconfigure(self, *, settle_time_s: float) -> None:
+        """Use another settle_time from now on."""
+        self._arrivals.settle_time_s = settle_time_s
+
     async def watch(self) -> None:
         """Find submissions as they arrive; see `SubmissionStore.watch`."""
         await self._arrivals.watch()

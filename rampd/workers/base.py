@@ -89,7 +89,19 @@ class Worker(ABC, Generic[A]):
     reclaim_interval_s: ClassVar[float | None] = None
     """Seconds between two calls of `reclaim` while the daemon runs; None: only at its start."""
 
+    live_keys: ClassVar[frozenset[str]] = frozenset(
+        {"env", "max_attempts", "max_log_bytes", "max_output_bytes", "max_output_files", "timeout"}
+    )
+    """The keys of the `worker` section that `reconfigure` may change while the event is served; any other one has the
+    event opened anew. A kind of worker adds its own, if it reads them anew for each run and made nothing of them in
+    `open`."""
+
     def __init__(self, config: WorkerConfig, context: WorkerContext) -> None:
+        self.config = config
+        self.context = context
+
+    def reconfigure(self, config: WorkerConfig, context: WorkerContext) -> None:
+        """Use other settings for runs that are set up from now on; they differ in `live_keys` alone."""
         self.config = config
         self.context = context
 

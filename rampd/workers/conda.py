@@ -68,6 +68,7 @@ class CondaWorker(Worker[CondaAllocation]):
     config: CondaConfig
     config_model = CondaConfig
     allocation_model = CondaAllocation
+    live_keys = Worker.live_keys | {"conda_env"}
 
     def __init__(self, config: WorkerConfig, context: WorkerContext, *, containment: Containment | None = None) -> None:
         super().__init__(config, context)

@@ -8,13 +8,10 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rampd.cli.rampd as command_line
-from rampd.daemon import serve
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from rampd.daemon import Limits, serve
 
 _STEP_S = 0.01
 
@@ -27,11 +24,11 @@ async def _sample(late_s: list[float]) -> None:
         late_s.append(max(0.0, loop.time() - due))
 
 
-async def _serve_and_sample(configs: Sequence[Path], **arguments: Any) -> int:
+async def _serve_and_sample(what: Limits, **arguments: Any) -> int:
     late_s: list[float] = []
     sampling = asyncio.create_task(_sample(late_s))
     try:
-        return await serve(configs, **arguments)
+        return await serve(what, **arguments)
     finally:
         sampling.cancel()
         with suppress(asyncio.CancelledError):

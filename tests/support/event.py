@@ -308,7 +308,7 @@ def fail_times(
 
 def hurry(monkeypatch: pytest.MonkeyPatch, *, backoff_s: float = 0.02, check_s: float = 0.05) -> None:
     """Shorten what a test would only wait for: backoffs, the time between writes that failed, and looks at a hold."""
-    for module in ("judging", "dispatcher"):
+    for module in ("judging", "outage"):
         monkeypatch.setattr(f"rampd.{module}.backoff_s", lambda *_, **__: backoff_s)
     for module in ("hold", "dispatcher"):
         monkeypatch.setattr(f"rampd.{module}.CHECK_INTERVAL_S", check_s)

@@ -14,8 +14,8 @@ import structlog
 
 from rampd import logs as log_stream
 from rampd.cli import options, output
-from rampd.daemon import run_one
 from rampd.exit_statuses import EX_FAILED
+from rampd.foreground import run_one
 from rampd.operations import doctor, environments
 from rampd.operations.status import look_at_submission
 from rampd.orders import Order
