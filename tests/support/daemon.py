@@ -28,7 +28,7 @@ class RampdProcess:
     Parameters
     ----------
     config
-        The event's config file.
+        The event's config file; None where `arguments` say what is served.
     arguments
         Further words of the command line.
     environment
@@ -39,12 +39,12 @@ class RampdProcess:
 
     def __init__(
         self,
-        config: Path,
+        config: Path | None,
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         command: tuple[str, ...] = (sys.executable, "-m", "rampd"),
     ) -> None:
-        self._argv = [*command, "--config", str(config), *arguments]
+        self._argv = [*command, *(["--config", str(config)] if config else []), *arguments]
         self._environment = environment
         self._arrived = threading.Condition()
         self.records: list[Record] = []
