@@ -22,6 +22,27 @@ _MAX_DEPTH = 40
 _CHUNK = 1 << 20
 
 
+_OF_THE_TREE = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENXIO,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+    }
+)
+"""What opening something can fail with because of what it is. Anything else is this machine's: descriptors, a disk."""
+
+
+def is_of_this_machine(error: OSError) -> bool:
+    """Say whether something could not be read for this machine's reasons: no descriptors left, a disk that fails."""
+    return error.errno is not None and error.errno not in _OF_THE_TREE
+
+
 class UnsafeTreeError(Exception):
     """A tree has something that is not copied. The message is a sentence about it."""
 
@@ -84,6 +105,8 @@ def copy_tree(
     try:
         folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
+        if is_of_this_machine(error):
+            raise ResultsError(f"{source}: cannot be read: {error.strerror}") from error
         raise UnsafeTreeError(f"{source.name!r} is no folder that can be read ({error.strerror})") from error
     try:
         _copy_folder(folder, destination, copying, depth=0)
@@ -188,6 +211,8 @@ def secure_tree(path: Path, *, max_bytes: int, max_files: int) -> None:
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
+        if is_of_this_machine(error):
+            raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
         raise UnsafeTreeError(f"{path.name!r} is no folder that can be read ({error.strerror})") from error
     try:
         with _writing(path):
@@ -248,6 +273,8 @@ def _open(name: str, folder: int, flags: int = 0) -> int:
     try:
         return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=folder)
     except OSError as error:
+        if is_of_this_machine(error):
+            raise ResultsError(f"{name!r} cannot be read: {error.strerror}") from error
         raise UnsafeTreeError(f"{name!r} cannot be read ({error.strerror})") from error
 
 

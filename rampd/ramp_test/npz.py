@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from rampd.copying import is_of_this_machine
 from rampd.errors import BadResultsError
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def check_npz(path: Path) -> None:
     except BadResultsError:
         raise
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error) as error:
+        if isinstance(error, OSError) and is_of_this_machine(error):
+            raise
         raise BadResultsError(f"{name} is no complete .npz file.") from error
 
 

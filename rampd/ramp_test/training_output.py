@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rampd.copying import UnsafeTreeError, move_tree, secure_tree
+from rampd.copying import UnsafeTreeError, is_of_this_machine, move_tree, secure_tree
 from rampd.errors import BadResultsError, IncompleteResultsError, ResultsError
 from rampd.files import remove_tree
 from rampd.models import StepScore
@@ -57,7 +57,7 @@ def keep_training_output(source: Path, staging: Path, *, max_bytes: int, max_fil
     except UnsafeTreeError as error:
         raise BadResultsError(f"training_output was refused: {error}.") from error
     except OSError as error:
-        raise ResultsError(f"{staging}: cannot be written: {error.strerror}") from error
+        raise ResultsError(f"{error.filename or staging}: {error.strerror}") from error
     return scores
 
 
@@ -182,6 +182,8 @@ def _read_text(path: Path, where: str) -> str:
             raise BadResultsError(f"{where}: {path.name} is too large.")
         return raw.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and is_of_this_machine(error):
+            raise
         what = "missing" if isinstance(error, FileNotFoundError) else "not readable"
         raise IncompleteResultsError(f"{where} is not complete: {path.name} is {what}.") from error
 

@@ -9,6 +9,7 @@ import pytest
 
 from rampd import clock
 from rampd.dispatcher import Dispatcher
+from rampd.errors import JournalCorruptError
 from rampd.states import Outcome, Step, SubmissionState
 from support.event import (
     PATIENCE_S,
@@ -161,3 +162,12 @@ async def test_a_start_that_cannot_go_on_can_be_stopped(
     async with room.opened() as event:
         await serve_out(event)
         assert [(one.step, one.outcome) for one in await event.journal.attempts()] == [(Step.CLOSED, Outcome.OK)]
+
+
+async def test_a_damaged_store_is_named(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends a dispatcher is what its daemon says, not that some task of its had some error."""
+    room.submit("one")
+    async with room.opened() as event:
+        fail_times(monkeypatch, event, "store.claim", error=JournalCorruptError)
+        with pytest.raises(JournalCorruptError, match="the disk is full"):
+            await serve_out(event)

@@ -265,6 +265,8 @@ class _Shown:
 
     def go_on(self) -> None:
         """Show the whole lines that are new."""
+        if not self._path.is_file():  # not there yet; or a fifo, whose opening would wait for ever
+            return
         try:
             with self._path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._at:

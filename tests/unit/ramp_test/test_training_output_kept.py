@@ -6,8 +6,9 @@ import errno
 import os
 import shutil
 import stat
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -165,3 +166,34 @@ def test_another_file_system_is_copied_to(output: Path, staging: Path, monkeypat
     expected = check_training_output(output)
     assert _keep(output, staging) == expected
     assert check_training_output(staging) == expected
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("where", [(os, "open"), (Path, "open"), (zipfile.ZipFile, "open")])
+def test_what_this_machine_cannot_read_is_no_participants_fault(
+    output: Path, staging: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str], number: int
+) -> None:
+    """Whichever file a lack of descriptors or a failing disk meets, what ramp-test left is judged the next time."""
+    work = getattr(*where)
+    fails_at, calls = 0, 0
+
+    def fail_once(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == fails_at:
+            raise OSError(number, os.strerror(number))
+        return work(*arguments, **options)
+
+    monkeypatch.setattr(*where, fail_once)
+    while calls >= fails_at:
+        fails_at, calls = fails_at + 1, 0
+        if not output.exists():
+            staging.rename(output)
+        try:
+            _keep(output, staging)
+        except ResultsError as error:
+            assert os.strerror(number) in str(error)  # noqa: PT017 -- the last round raises nothing
+            assert not staging.exists()
+        else:
+            assert calls < fails_at
+    assert fails_at > 2
