@@ -23,10 +23,11 @@ class Backoffs:
     def load(self, journaled: Mapping[int, float]) -> None:
         """Take over what the journal has, in seconds since the epoch.
 
-        Later than any backoff lasts is only what was set under a clock that has been put back since.
+        Later than any backoff lasts is only what was set under a clock that has been put back since: it is over.
         """
         now, wall = clock.boottime(), clock.wall()
-        self._until = {one: now + min(until - wall, LONGEST_BACKOFF_S) for one, until in journaled.items()}
+        left = {one: until - wall for one, until in journaled.items()}
+        self._until = {one: now + left_s for one, left_s in left.items() if left_s <= LONGEST_BACKOFF_S}
 
     def set(self, submission_id: int, delay_s: float) -> None:
         """Have a submission back off from now on."""

@@ -154,7 +154,7 @@ def test_a_vocabulary_that_may_be_null(monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"word": FieldSpec("string", "a word", nullable=True, values=("a", "b"))}
     monkeypatch.setattr(record_schema, "CATALOGUE", {"some.thing": EventSpec("info", "", fields)})
     validator = Draft202012Validator(json_schema())
-    record = {**_record("daemon.reloaded"), "event": "some.thing"}
+    record = {**_record("event.drained"), "event": "some.thing"}
     for word, good in (("a", True), (None, True), ("c", False)):
         assert validator.is_valid({**record, "word": word}) == good
         assert (not problems_of({**record, "word": word})) == good
