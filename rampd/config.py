@@ -197,6 +197,9 @@ def _worker(
         model = worker_models(worker_type)
     except UnknownWorkerTypeError as error:
         problems.add(("worker", "worker_type"), str(error))
+        # What every worker has is looked at all the same; other keys may be those of the worker that was meant.
+        common = {key: value for key, value in data.items() if key in WorkerConfig.model_fields}
+        _section(problems, "worker", WorkerConfig, common, needed="worker_type")
         return None
     return _section(problems, "worker", model, data, needed="worker_type")
 

@@ -16,11 +16,15 @@ _PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("a number")  # noqa: TRY004 -- pydantic collects ValueErrors
-    if isinstance(value, str):
-        raise ValueError("a number, without quotes")  # noqa: TRY004 -- as above
+def _number(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise ValueError("a number, without quotes")  # noqa: TRY004 -- pydantic collects ValueErrors
+    return value
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise ValueError("a whole number, without quotes")  # noqa: TRY004 -- as above
     return value
 
 
@@ -68,9 +72,9 @@ Text = Annotated[str, BeforeValidator(_text), AfterValidator(_one_line)]
 PathPart = Annotated[str, BeforeValidator(_text), AfterValidator(_path_part)]
 Location = Annotated[Path, BeforeValidator(_location)]
 Bytes = Annotated[ByteSize, BeforeValidator(_size)]
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(gt=0), AfterValidator(_finite)]
-SecondsOrZero = Annotated[float, BeforeValidator(_no_bool), Field(ge=0), AfterValidator(_finite)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Seconds = Annotated[float, BeforeValidator(_number), Field(gt=0), AfterValidator(_finite)]
+SecondsOrZero = Annotated[float, BeforeValidator(_number), Field(ge=0), AfterValidator(_finite)]
 
 
 class Section(BaseModel):

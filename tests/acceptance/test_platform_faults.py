@@ -253,7 +253,7 @@ def test_a_daemon_at_the_lowest_priority_serves_all_the_same(event: Deployment) 
     """Submissions are nicer than the daemon by ten, as far as niceness goes; no user could go back."""
     event.make_stub_environment()
     event.submit("polite", "nice")
-    with RampdProcess(event.config, command=("nice", "-n", "15", sys.executable, "-m", "rampd")) as daemon:
+    with RampdProcess(event.config, command=("nice", "-n", "12", sys.executable, "-m", "rampd")) as daemon:
         assert daemon.finished("polite")["polite"]["outcome"] == "ok"
         assert daemon.stop() == 0
     assert (event.logs / "polite" / "log").read_text(encoding="utf-8").strip() == "19"

@@ -265,8 +265,8 @@ def test_an_unknown_key_names_the_nearest(file: Path, section: str, key: str, hi
         ("dispatcher", "n_workers", 0, "found 0; allowed: a whole number, not 0"),
         ("dispatcher", "n_workers", 2.5, "found 2.5; allowed: a whole number"),
         ("dispatcher", "n_workers", float("inf"), "found inf; allowed: a whole number"),
-        ("dispatcher", "n_workers", True, "found true; allowed: a number"),
-        ("dispatcher", "n_workers", "2", "found '2'; allowed: a number, without quotes"),
+        ("dispatcher", "n_workers", True, "found true; allowed: a whole number"),
+        ("dispatcher", "n_workers", "2", "found '2'; allowed: a whole number, without quotes"),
         ("dispatcher", "n_threads", 0, "found 0; allowed: a number of at least 1"),
         ("dispatcher", "time_between_collection", 0, "found 0; allowed: a number above 0"),
         ("dispatcher", "shutdown_grace", -1, "found -1; allowed: a number of at least 0"),
@@ -317,6 +317,15 @@ def test_an_unknown_worker_lists_what_there_is(file: Path) -> None:
     """The registry's sentence stands at the key's line."""
     assert problems(file, {"worker": {"worker_type": "sge"}}) == [
         "5: worker.worker_type: found 'sge'; allowed: conda, cloud"
+    ]
+
+
+def test_an_unknown_worker_hides_no_other_mistake(file: Path) -> None:
+    """What every worker has is checked; keys that only the worker that was meant would know are left alone."""
+    keys = {"worker_type": "sge", "timeout": "1h", "queue": "long"}
+    assert problems(file, {"worker": keys}) == [
+        "5: worker.worker_type: found 'sge'; allowed: conda, cloud",
+        "6: worker.timeout: found '1h'; allowed: a number, without quotes",
     ]
 
 

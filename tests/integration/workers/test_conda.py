@@ -180,7 +180,8 @@ async def test_home_and_tmpdir_are_the_attempts_own(room: CondaRoom) -> None:
 
 async def test_it_runs_at_lower_priority(room: CondaRoom) -> None:
     """Submissions give way to the daemon and to whatever else the machine does."""
-    assert (await _facts(room))["niceness"] == 10
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert (await _facts(room))["niceness"] == min(ours + 10, 19)
 
 
 async def test_it_leads_a_session_of_its_own(room: CondaRoom) -> None:
