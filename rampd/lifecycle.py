@@ -228,6 +228,8 @@ async def _wait(event: Event, progress: _Progress, allocation: Allocation) -> No
         if not waiting.done():
             waiting.cancel()
             await asyncio.wait({waiting})
+        if not waiting.cancelled():
+            waiting.exception()  # heard above, or overtaken by an order or the deadline: asyncio need not complain
 
 
 async def _nap(waiting: asyncio.Future[Exit], longest_s: float) -> None:

@@ -67,6 +67,8 @@ class Orders:
                 task.cancel()
                 # A cancelled step cleans up after itself; only then may anything follow.
                 await asyncio.wait({task})
+                if not task.cancelled():
+                    task.exception()  # where we are cancelled ourselves, nobody else asks for it
         if task.cancelled() and self.order is not None:
             raise OrderedError(self.order)
         return task.result()

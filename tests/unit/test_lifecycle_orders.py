@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -208,3 +209,30 @@ async def test_a_run_that_was_taken_over_just_after_its_launch_is_in_training(ro
         conclusion = await asyncio.wait_for(_launched(event, in_training=False), 5)
         assert conclusion.outcome is Outcome.OK
         assert (await event.store.get("one")).state is SubmissionState.SCORED
+
+
+@pytest.mark.parametrize("order", list(Order))
+async def test_a_wait_that_fails_when_an_order_comes_is_no_noise(room: EventRoom, order: Order) -> None:
+    """The order is obeyed, and asyncio has no exception to report that nobody asked for."""
+    room.submit("one", hung_run())
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    begun = asyncio.Event()
+
+    async def lose(_: object) -> None:
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            raise WorkerLostError("gone") from None
+
+    async with room.opened() as event:
+        fake(event).wait = lose  # type: ignore[method-assign, assignment] # a worker whose wait ends badly
+        orders = Orders()
+        attempting = asyncio.ensure_future(attempt_once(event, orders))
+        await begun.wait()
+        orders.give(order)
+        assert (await attempting).outcome is (Outcome.CANCELLED if order is Order.CANCEL else Outcome.INTERRUPTED)
+    del attempting
+    gc.collect()
+    assert complaints == []
