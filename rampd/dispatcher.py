@@ -145,11 +145,7 @@ class Dispatcher:
         """
         # Whatever is said from here on, by the store's watch or a worker as well, is said of this event.
         with structlog.contextvars.bound_contextvars(event_name=self.event.settings.ramp.event_name):
-            try:
-                return await self._run_event()
-            except ExceptionGroup as several:
-                # What broke first is what there is to say; the group would only say that something did.
-                raise several.exceptions[0] from several
+            return await self._run_event()
 
     async def _run_event(self) -> int:
         try:
@@ -293,11 +289,11 @@ class Dispatcher:
         return await self._hold.look()
 
     async def _claim_and_start(self) -> Submission | None:
-        backing_off = self._backoffs.waiting()
         async with self._claiming:
             await self._release_claims()
             # What was put back is not taken before its attempt has wholly ended: only then is its backoff known, too.
-            skip = [*backing_off, *(run.submission.id for run in self._runs.values())]
+            # Both at one moment: whatever ends between the two would be in neither.
+            skip = [*self._backoffs.waiting(), *(run.submission.id for run in self._runs.values())]
             submission = await self.event.store.claim(skip)
             if submission is None:
                 # Whoever's backoff is over waits no more (cancelled, say, or its folder went): nothing to wake up for.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rampd import clock
+from rampd.dispatcher import Dispatcher
 from rampd.errors import WorkerLostError, WorkerSetupError, WorkerUnavailableError
 from rampd.event import WAKE_FILE
 from rampd.states import Outcome, RequestKind, Step
@@ -353,3 +354,17 @@ async def test_a_clock_that_was_put_back_lengthens_no_backoff(room: EventRoom) -
         await event.journal.set_backoff(submission.id, clock.wall() + 365 * 86400)
         assert await serve_out(event) == 0
         assert await states(event) == {"one": "scored"}
+
+
+async def test_a_backoff_that_begins_while_a_claim_waits_is_respected(room: EventRoom) -> None:
+    """A run that ends while the operator is answered has its backoff by the time the claim goes on."""
+    room.submit("one")
+    async with room.opened() as event:
+        dispatcher = Dispatcher(event)
+        (submission,) = await event.store.list()
+        async with dispatcher._claiming:
+            claiming = asyncio.ensure_future(dispatcher._claim_and_start())
+            await asyncio.sleep(0)
+            dispatcher._backoffs.set(submission.id, 50)
+        assert await claiming is None
+        assert await states(event) == {"one": "new"}
