@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
-
-_USAGE_ERRORS = (UnknownSubmissionError, AlreadySubmittedError, SubmissionRefusedError)
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -55,24 +54,18 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
 
 
-def reported(main: Callable[[], None]) -> None:
-    """Run the whole command line; every error becomes a sentence on stderr and an exit status, never a traceback."""
+def reported(cli: click.Command) -> None:
+    """Run a whole command line; every error becomes a sentence on stderr and an exit status, never a traceback."""
+    _open_streams()
     try:
-        main()
-    except ConfigError as error:
-        for problem in error.problems:
-            click.echo(problem, err=True)
-        sys.exit(EX_CONFIG)
-    except LockedError as error:
-        output.warn(str(error))
-        sys.exit(EX_TEMPFAIL)
-    except _USAGE_ERRORS as error:
-        output.warn(str(error))
-        sys.exit(EX_USAGE)
+        # Not standalone: click would end a Ctrl-C, the usual end of `logs -f`, with a word and a status of its own.
+        sys.exit(cli.main(standalone_mode=False))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except RampdError as error:
-        output.warn(str(error))
-        sys.exit(EX_FAILED)
-    except KeyboardInterrupt:
+        sys.exit(_report(error))
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(EX_INTERRUPTED)
     except BrokenPipeError:
         # The reader of a pipe (head, say) has seen enough.
@@ -80,5 +73,29 @@ def reported(main: Callable[[], None]) -> None:
         sys.exit(0)
     except OSError as error:
         # A file that this user may not read, a disk that is full: nothing that a traceback would help with.
-        output.warn(f"{error.filename or 'rampctl'}: {error.strerror or error}")
+        output.warn(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
         sys.exit(EX_FAILED)
+
+
+def _open_streams() -> None:
+    """Have something to write to where the caller closed stdout or stderr."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 -- for as long as we live
+
+
+def _report(error: RampdError) -> int:
+    """Say an error on stderr; return its exit status."""
+    match error:
+        case ConfigError():
+            for problem in error.problems:
+                click.echo(problem, err=True)
+            return EX_CONFIG
+        case LockedError():
+            status = EX_TEMPFAIL
+        case UnknownSubmissionError() | AlreadySubmittedError() | SubmissionRefusedError():
+            status = EX_USAGE
+        case _:
+            status = EX_FAILED
+    output.warn(str(error))
+    return status

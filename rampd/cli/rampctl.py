@@ -46,15 +46,14 @@ class _Commands(click.Group):
         return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example: rampctl status --config events/iris/config.yml",
+)
 @click.version_option(rampd.__version__, prog_name="rampctl")
 def cli() -> None:
-    r"""Operate RAMP events that rampd serves. Works whether the daemon is up or down.
-
-    \b
-    Example:
-      rampctl status --config events/iris/config.yml
-    """
+    """Operate RAMP events that rampd serves. Works whether the daemon is up or down."""
     # What the daemon would log is not for the operator's eyes; commands say themselves what they do.
     structlog.configure(processors=[_drop], cache_logger_on_first_use=False)
 

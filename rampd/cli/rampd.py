@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from rampd.logs import LogStream
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExamples:\n  rampd --config events/iris/config.yml\n  rampd --events-dir events",
+)
 @click.option(
     "--config",
     "configs",
@@ -81,14 +84,9 @@ def main(
     log_level: str,
     check: bool,
 ) -> None:
-    r"""Serve RAMP events: train and evaluate what participants submit.
+    """Serve RAMP events: train and evaluate what participants submit.
 
     Runs in the foreground and writes one JSON object a line to stdout. SIGHUP has the configs read again.
-
-    \b
-    Examples:
-      rampd --config events/iris/config.yml
-      rampd --events-dir events
     """
     if not configs and events_dir is None:
         raise click.UsageError("nothing to serve: give --config FILE (once or several times), or --events-dir DIR")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -382,3 +383,37 @@ def test_a_deployment_that_is_not_there(event: Deployment, program: str) -> None
     ended = subprocess.run(argv, capture_output=True, check=False, timeout=60)
     assert ended.returncode == 2
     assert b"'/no/such' does not exist" in ended.stderr
+
+
+@pytest.mark.parametrize("program", ["rampd", "rampd.cli.rampctl"])
+def test_help_is_for_people(program: str) -> None:
+    """It has an example, and none of the marks that it is laid out by."""
+    ended = subprocess.run([sys.executable, "-m", program, "--help"], capture_output=True, check=True, timeout=60)
+    assert b"--config events/iris/config.yml" in ended.stdout
+    assert b"\\b" not in ended.stdout
+    assert b"\b" not in ended.stdout
+
+
+def test_a_follower_is_interrupted_without_a_word(event: Deployment, daemon: RampdProcess) -> None:
+    """Ctrl-C is how one ends `logs -f`: status 130, as a shell has it."""
+    event.submit("talks", "echo first; exec sleep 3600")
+    daemon.wait_for("submission.started")
+    argv = [sys.executable, "-m", "rampd.cli.rampctl", "logs", "-f", "talks", "--config", str(event.config)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as following:
+        assert following.stdout is not None
+        assert following.stderr is not None
+        assert following.stdout.readline() == b"first\n"
+        following.send_signal(signal.SIGINT)
+        assert following.wait(60) == 130
+        assert (following.stdout.read(), following.stderr.read().strip()) == (b"", b"")
+    rampctl("cancel", "talks", config=event.config)
+    daemon.finished("talks")
+
+
+@pytest.mark.parametrize(("redirection", "status"), [(">&-", 0), (">/dev/full", 1)])
+def test_an_answer_that_nobody_takes(event: Deployment, redirection: str, status: int) -> None:
+    """Without a stdout, or with one on a full disk, there is no traceback either."""
+    command = f"{sys.executable} -m rampd.cli.rampctl status --config {event.config} {redirection}"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, check=False, timeout=60)
+    assert ended.returncode == status
+    assert ended.stderr == (b"rampctl: No space left on device\n" if status else b"")
