@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import structlog
 
 from rampd.announcements import Announcements
 from rampd.conclusion import bound_fields
-from rampd.errors import RampdError
+from rampd.errors import RampdError, SubmissionRefusedError
 from rampd.lifecycle import attempt_submission
 from rampd.opening import open_event
 from rampd.orders import Orders
@@ -45,6 +46,8 @@ async def run_one(settings: Settings, name: str, *, on_orders: Callable[[Orders]
         A daemon serves the event.
     UnknownSubmissionError
         There is none of that name.
+    SubmissionRefusedError
+        There was one, and its folder is gone.
     WorkerSetupError
         The event cannot run at all.
     """
@@ -57,6 +60,10 @@ async def run_one(settings: Settings, name: str, *, on_orders: Callable[[Orders]
         claimed = await event.store.claim_named(name)
         if claimed is None:
             submission = await event.store.get(name)
+            folder = event.store.submission_dir(submission)
+            if not await asyncio.to_thread(folder.is_dir):
+                # Its scores would be gone as well, and nothing run.
+                raise SubmissionRefusedError("missing", f"{name!r}: its folder is gone ({folder}); hand it in again")
             await event.journal.start_count_anew(submission.id)
             await event.store.requeue(submission.id)
             claimed = await event.store.claim_named(name)

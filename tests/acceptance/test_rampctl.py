@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -417,3 +418,14 @@ def test_an_answer_that_nobody_takes(event: Deployment, redirection: str, status
     ended = subprocess.run(["sh", "-c", command], capture_output=True, check=False, timeout=60)
     assert ended.returncode == status
     assert ended.stderr == (b"rampctl: No space left on device\n" if status else b"")
+
+
+def test_run_of_what_lost_its_folder_is_refused(event: Deployment) -> None:
+    """It has status 2, and the scores of the run that there was stay."""
+    folder = event.submit("one")
+    assert rampctl("run", "one", config=event.config).status == 0
+    shutil.rmtree(folder)
+    said = rampctl("run", "one", config=event.config)
+    assert said.status == 2
+    assert f"'one': its folder is gone ({folder})" in said.stderr
+    assert event.states() == {"one": "scored"}
