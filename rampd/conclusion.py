@@ -189,6 +189,8 @@ async def decide_unrun(event: Event, submission: Submission, verdict: Verdict, *
         partial(event.journal.decide, attempt.id, verdict, final=True, finished=finished), "an outcome"
     )
     with structlog.contextvars.bound_contextvars(**bound_fields(event, submission, attempt)):
+        if verdict.outcome is Outcome.CANCELLED:
+            log.info("submission.cancelled")
         await conclude(event, submission, decided, announcements=announcements)
 
 

@@ -124,6 +124,7 @@ async def _submission_of(event: Event, attempt: Attempt) -> Submission:
 async def _interrupt(event: Event, submission: Submission, attempt: Attempt, *, announcements: Announcements) -> None:
     verdict = Verdict(Outcome.INTERRUPTED, None, reason="the daemon was killed, or the machine went down")
     if await persist(partial(event.journal.is_cancelled, attempt), "a request"):
+        log.info("submission.cancelled")
         verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
     failures = await persist(partial(event.journal.failures, submission.id), "earlier attempts")
     # A submission that takes the whole daemon down each time must come to an end as well.

@@ -168,7 +168,7 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
     "submission.timed_out": EventSpec(
         "info", "A submission is over its time and is being ended.", {"timeout_s": number("how long it was given")}
     ),
-    "submission.cancelled": EventSpec("info", "A running submission was ended by the organizers.", {}),
+    "submission.cancelled": EventSpec("info", "The organizers ended a submission, running or waiting.", {}),
     "submission.retried": EventSpec(
         "warning",
         "An attempt ended through no fault of the participant's, and the submission waits again.",

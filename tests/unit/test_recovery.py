@@ -402,6 +402,7 @@ async def test_a_cancel_that_was_accepted_outlives_a_crash(room: EventRoom, log_
         assert submission.state is SubmissionState.CHECKING_ERROR
         assert submission.error_msg == "Cancelled by the organizers."
     assert len(find(log_records, "submission.finished", outcome="cancelled", attempt=1)) == 1
+    assert len(find(log_records, "submission.cancelled", submission="one", attempt=1)) == 1
 
 
 async def test_a_cancel_that_was_accepted_stands_against_an_outcome_that_is_not_final(

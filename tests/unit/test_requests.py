@@ -83,6 +83,7 @@ async def test_a_waiting_submission_is_cancelled(room: EventRoom, log_records: l
         assert (attempt.outcome, attempt.final, attempt.step) == (Outcome.CANCELLED, True, Step.CLOSED)
         assert fake(event).calls == []
     assert len(find(log_records, "submission.finished", outcome="cancelled", submission="one", attempt=1)) == 1
+    assert len(find(log_records, "submission.cancelled", submission="one", attempt=1)) == 1
 
 
 async def test_a_running_submission_is_cancelled(room: EventRoom, log_records: list[Record]) -> None:
