@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from rampd.config_problems import Problems, shown
+from rampd.config_problems import Problems, masked, shown
 from rampd.config_sections import DispatcherSection, RampSection, Section, WorkerConfig
 from rampd.errors import RampdError
 from rampd.states import HungerPolicy
 from rampd.yaml_document import read_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 _FOLDERS = ("submissions_dir", "predictions_dir", "logs_dir")
 _LEGACY = {
@@ -80,7 +80,8 @@ class Settings:
 
     def masked(self) -> dict[str, Any]:
         """Return the settings for people to see: secrets and environment values are hidden."""
-        worker = self.worker.model_dump(mode="json")
+        worker = self.worker.model_dump(mode="json", exclude=set(self.worker.model_extra or ()))
+        worker |= {name: masked(name, value) for name, value in (self.worker.model_extra or {}).items()}
         worker["env"] = {name: None if text is None else "**********" for name, text in self.worker.env.items()}
         for name in _FOLDERS:
             del worker[name]
@@ -129,11 +130,14 @@ def load_config(
         )
         raise problems.error()
     data = dict(document.data)
-    warnings = _drop_legacy(data)
+    model = _worker_model(problems, data.get("worker"), worker_models)
+    warnings = _drop_legacy(data, ("dispatcher",) if _allows_any_key(model) else ("dispatcher", "worker"))
     problems.check_keys((), data, ("ramp", "dispatcher", "worker"))
     ramp = _section(problems, "ramp", RampSection, data.get("ramp"), needed="problem_name and event_name")
     dispatcher = _section(problems, "dispatcher", DispatcherSection, data.get("dispatcher", {}))
-    worker = _worker(problems, data.get("worker"), worker_models)
+    worker = None
+    if model is not None:
+        worker = _section(problems, "worker", model, data.get("worker"), needed="worker_type")
     folders = _folders(problems, data)
     if problems or ramp is None or dispatcher is None or worker is None:
         raise problems.error()
@@ -152,10 +156,10 @@ def _deployment_of(path: Path) -> Path:
     return folder.parent.parent if folder.parent.name == "events" else folder
 
 
-def _drop_legacy(data: dict[Any, Any]) -> list[str]:
+def _drop_legacy(data: dict[Any, Any], sections: Sequence[str]) -> list[str]:
     """Take out what older dispatchers knew and this one does not need; return a warning each."""
     warnings = []
-    for section in ("dispatcher", "worker"):
+    for section in sections:
         found = data.get(section)
         if isinstance(found, dict):
             data[section] = {key: value for key, value in found.items() if key not in _LEGACY}
@@ -175,33 +179,41 @@ def _section(problems: Problems, name: str, model: type[S], data: object, *, nee
         what = "is missing" if data is None else f"found {shown(data)}"
         problems.add((name,), what, f"a section with {needed or ', '.join(model.model_fields)}")
         return None
-    problems.check_keys((name,), data, tuple(model.model_fields))
+    allowed = data
+    if not _allows_any_key(model):
+        problems.check_keys((name,), data, tuple(model.model_fields))
+        allowed = {key: value for key, value in data.items() if key in model.model_fields}
     try:
-        return model.model_validate({key: value for key, value in data.items() if key in model.model_fields})
+        return model.model_validate(allowed)
     except ValidationError as error:
         problems.add_validation((name,), error, data)
         return None
 
 
-def _worker(
+def _allows_any_key(model: type[Section] | None) -> bool:
+    """Say whether a section has keys that only its plug-in knows."""
+    return model is not None and model.model_config.get("extra") == "allow"
+
+
+def _worker_model(
     problems: Problems, data: object, worker_models: Callable[[str], type[WorkerConfig]]
-) -> WorkerConfig | None:
+) -> type[WorkerConfig] | None:
+    """Return the model that `worker_type` names; without one, or an unknown one, that is a problem."""
     if not isinstance(data, dict):
-        return _section(problems, "worker", WorkerConfig, data, needed="worker_type")
+        return WorkerConfig  # whose validation says what is wrong with the section
     worker_type = data.get("worker_type")
     if not isinstance(worker_type, str) or not worker_type:
         what = "is missing" if worker_type is None else f"found {shown(worker_type)}"
         problems.add(("worker", "worker_type"), what, "the name of a worker, such as conda")
         return None
     try:
-        model = worker_models(worker_type)
+        return worker_models(worker_type)
     except UnknownWorkerTypeError as error:
         problems.add(("worker", "worker_type"), str(error))
         # What every worker has is looked at all the same; other keys may be those of the worker that was meant.
         common = {key: value for key, value in data.items() if key in WorkerConfig.model_fields}
         _section(problems, "worker", WorkerConfig, common, needed="worker_type")
         return None
-    return _section(problems, "worker", model, data, needed="worker_type")
 
 
 def _folders(problems: Problems, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ _ALLOWED = {
     "path_type": "a path",
     "string_type": "a text",
     "byte_size": 'a size in bytes, or a text such as "64 MiB"',
+    "invalid_key": "keys that are texts",
     "byte_size_unit": 'a size in bytes, or a text such as "64 MiB"',
 }
 
@@ -99,6 +100,21 @@ class Problems:
 
 def _is_secret(inner: KeyPath) -> bool:
     return any(str(part) == "env" or _SECRET.search(str(part)) for part in inner)
+
+
+def masked(name: str, value: object) -> object:
+    """Return what a plug-in's own key says, as JSON has it, with whatever sounds like a secret hidden."""
+    if _SECRET.search(name):
+        return None if value is None else "**********"
+    match value:
+        case dict():
+            return {str(key): masked(str(key), inner) for key, inner in value.items()}
+        case list() | tuple() | set():
+            return [masked(name, inner) for inner in value]
+        case None | bool() | int() | float() | str():
+            return value
+        case _:
+            return str(value)
 
 
 def _allowed(detail: Any) -> str:

@@ -427,6 +427,7 @@ class Dispatcher:
         await asyncio.wait(self._tasks, timeout=self.event.settings.dispatcher.shutdown_grace)
         for run in self._runs.values():
             run.orders.give(Order.INTERRUPT)
+        self.event.worker.hurry()
         if self._tasks:
             # What cannot be written by then (a full disk, say) is in the journal or is put back at the next start.
             await asyncio.wait(self._tasks, timeout=_INTERRUPTION_S)

@@ -102,6 +102,12 @@ class WorkerLostError(WorkerError):
     outcome = Outcome.LOST_HOST
 
 
+class WorkerInterruptedError(WorkerError):
+    """The daemon has to stop, and the worker gave up what it was doing. Put back, and not counted."""
+
+    outcome = Outcome.INTERRUPTED
+
+
 class ResultsError(WorkerError):
     """Results could not be fetched or kept because of the platform (a full disk, a read-only folder)."""
 

@@ -142,6 +142,9 @@ def build_worker(settings: Settings, journal: Journal | None = None) -> Worker[A
         state_dir=dispatcher.state_dir,
         time_between_collection_s=dispatcher.time_between_collection,
         record=record,
+        submissions_dir=ramp.submissions_dir,
+        predictions_dir=ramp.predictions_dir,
+        logs_dir=ramp.logs_dir,
     )
     return worker_class(settings.worker.worker_type)(settings.worker, context)
 

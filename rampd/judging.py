@@ -47,6 +47,14 @@ def judge_run(job: Job, results: Results, *, staging: Path, config: WorkerConfig
         This machine could not keep the results.
     """
     run_exit, output = results.exit, results.training_output
+    match results.outcome:
+        case Outcome.TIMEOUT:
+            return judge_timeout(job, results, run_exit)
+        case Outcome.PLATFORM_ERROR:
+            reason = f"the worker could not have the results: {results.message.rpartition(chr(10))[2][:500]}"
+            return Verdict(
+                Outcome.PLATFORM_ERROR, run_exit.status, results.message, reason, exit=run_exit, is_last_word=True
+            )
     unkept = ""
     if run_exit.status == 0 and output is not None:
         try:
@@ -59,8 +67,8 @@ def judge_run(job: Job, results: Results, *, staging: Path, config: WorkerConfig
             unkept = error.reason
         else:
             return Verdict(Outcome.OK, 0, scores=scores, exit=run_exit, output_inode=staging.stat().st_ino)
-    traceback = participant_traceback(job, results)
-    if _failed_before_training(job, results, traceback):
+    traceback = participant_traceback(job, results) or results.message
+    if results.outcome is None and _failed_before_training(job, results, traceback):
         reason = f"ramp-test failed before it came to the submission: {traceback.rstrip().rpartition(chr(10))[2][:500]}"
         return Verdict(Outcome.PLATFORM_ERROR, run_exit.status, reason=reason, exit=run_exit)
     parts = [part for part in (traceback, unkept) if part]
@@ -86,7 +94,7 @@ def _failed_before_training(job: Job, results: Results, traceback: str) -> bool:
 def judge_timeout(job: Job, results: Results | None, stopped: Exit | None) -> Verdict:
     """Say what a participant sees of a timeout: where it was, if that is known, and how long it was given."""
     message = ramp_test.timeout_message(job.timeout_s)
-    traceback = participant_traceback(job, results) if results else ""
+    traceback = participant_traceback(job, results) or results.message if results else ""
     if traceback:
         message = f"{traceback.rstrip()}\n{message}"
     return Verdict(Outcome.TIMEOUT, TIMEOUT_STATUS, message, exit=stopped)
@@ -124,7 +132,7 @@ def weigh(verdict: Verdict, failures: Failures, *, max_attempts: int) -> Prospec
         How many counted attempts a submission has.
     """
     outcome = verdict.outcome
-    if not outcome.is_retryable:
+    if not outcome.is_retryable or verdict.is_last_word:
         return FINAL
     interrupted = failures.interrupted_in_a_row + 1 if outcome is Outcome.INTERRUPTED else 0
     used = failures.counted + (1 if outcome.is_counted else 0) + max(0, interrupted - FREE_INTERRUPTIONS)

@@ -92,6 +92,11 @@ class Results:
     exit: Exit
     training_output: Path | None
     log_path: Path | None
+    outcome: Outcome | None = None
+    """The worker's own word for a run that did not end well, where its contract has one: participant_error, timeout or
+    platform_error, which is final then. None: it is judged by what there is."""
+    message: str = ""
+    """What a participant may read of a failure that left no traceback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,8 @@ class Verdict:
     exit: Exit | None = None
     output_inode: int | None = None
     """The inode of the folder of checked predictions: a rename keeps it, so a swap that was made is recognized."""
+    is_last_word: bool = False
+    """Whether it is final although its outcome may be tried again."""
 
 
 @dataclass(frozen=True, slots=True)

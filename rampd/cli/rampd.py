@@ -8,8 +8,9 @@ import json
 import os
 import secrets
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 import uvloop
@@ -23,6 +24,7 @@ from rampd.event import load_settings
 from rampd.exit_statuses import EX_CONFIG, EX_FAILED, EX_TEMPFAIL
 from rampd.operations.doctor import first_start
 from rampd.systemd import Notifier
+from rampd.workers.calls import THREAD_PREFIX
 
 if TYPE_CHECKING:
     from rampd.logs import LogStream
@@ -102,7 +104,18 @@ def main(
     stream = logs.LogStream(logs.take_stdout())
     stream.start()
     logs.configure(stream, format="console" if log_format == "console" else "json", level=log_level, run=run)
-    sys.exit(_serve(what, run, notifier, stream))
+    _exit(_serve(what, run, notifier, stream))
+
+
+def _exit(status: int) -> NoReturn:
+    """End the process, whatever a plug-in's call that never came back has under way.
+
+    At a usual exit Python waits for what such a call may have started: the threads of an executor, a process pool.
+    """
+    if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _check(what: Limits) -> int:

@@ -25,6 +25,21 @@ WORKER_RECORDS: Final[Mapping[str, EventSpec]] = {
         "A run, or a part of it, is gone.",
         {"error": ERROR, "outcome": text("what kind of failure", values=OUTCOMES)},
     ),
+    "worker.plug_in_failed": EventSpec(
+        "warning",
+        "A method of a plug-in raised; the exception's traceback goes with it.",
+        {"method": text("which"), "error": ERROR},
+    ),
+    "worker.abandoned": EventSpec(
+        "error",
+        "A call into a plug-in did not come back in its time. Its thread cannot be ended: mend the plug-in.",
+        {
+            "method": text("which"),
+            "waited_s": number("how long it was given"),
+            "thread": text("the thread's name after its prefix: the attempt's id"),
+            "stuck": whole("how many such threads there are now; 64 hold the event"),
+        },
+    ),
     "worker.reclaimed": EventSpec(
         "info", "Something that an earlier daemon left was ended or removed.", {"what": text("what it was")}
     ),

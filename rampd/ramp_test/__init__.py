@@ -4,7 +4,7 @@ Nothing here trusts what it reads: the files were written by a participant's pro
 """
 
 from rampd.ramp_test.command import argv
-from rampd.ramp_test.messages import error_message, explain_exit, timeout_message
+from rampd.ramp_test.messages import error_message, explain_exit, shown_message, timeout_message
 from rampd.ramp_test.training_output import check_training_output, keep_training_output, read_scores
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "explain_exit",
     "keep_training_output",
     "read_scores",
+    "shown_message",
     "timeout_message",
 ]

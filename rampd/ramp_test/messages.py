@@ -138,6 +138,19 @@ def _chained_beginning(text: str, begin: int) -> int:
     return begin
 
 
+def shown_message(text: str) -> str:
+    """Return what a participant may see of a text that somebody else put together of a run's output.
+
+    Its last traceback; without one the text itself, up to where ramp-test begins to print scores.
+    """
+    text = clean(text.encode("utf-8", "replace"))
+    if _BEGINNING in text:
+        text = last_traceback(text)
+    elif said := _OF_RAMP_TEST.search(text):
+        text = text[: said.start()]
+    return _last_bytes(text.strip("\n"), _MAX_MESSAGE_BYTES)
+
+
 def _last_bytes(text: str, size: int) -> str:
     raw = text.encode("utf-8", "replace")
     return text if len(raw) <= size else raw[-size:].decode("utf-8", "ignore")

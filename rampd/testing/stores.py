@@ -64,6 +64,8 @@ _WRITES: dict[SubmissionState, Write] = {
 class StoreContract(ABC):
     """What every store promises. Subclass it in a test module, and give it the two hooks."""
 
+    pytestmark = pytest.mark.asyncio
+
     @abstractmethod
     def open_store(self, root: Path) -> AbstractAsyncContextManager[SubmissionStore]:
         """Give an open store without submissions, whose files lie below `root`; close it afterwards."""

@@ -194,9 +194,11 @@ def make_job(root: Path, name: str = "good", *, attempt: int = 1, timeout_s: flo
 class WorkerContract(ABC):
     """What every worker promises. Subclass it in a test module, and give it the two hooks.
 
-    The job `good` must end with status 0 soon, `bad` with status 1, and `hangs` must run until it is stopped.
+    The job `good` must end with status 0 soon, `bad` with status 1, and `hangs` must run until it is stopped. A status
+    may be None until results are collected.
     """
 
+    pytestmark = pytest.mark.asyncio
     patience_s: ClassVar[float] = 20.0
 
     @abstractmethod
@@ -216,11 +218,11 @@ class WorkerContract(ABC):
         async with asyncio.timeout(self.patience_s), self.open_worker(tmp_path) as worker:
             allocation = await self._launched(worker, job)
             ended = await worker.wait(allocation)
-            assert ended.status == 0
+            assert ended.status in (0, None)
             assert await worker.is_submission_finished(allocation)
             assert await worker.exit_of(allocation) == ended
             results = await worker.collect_results(job, allocation)
-            assert results.exit == ended
+            assert results.exit == ended if ended.status is not None else results.exit.status == 0
             await worker.teardown(allocation)
             assert not job.attempt_dir.exists()
 
@@ -229,7 +231,8 @@ class WorkerContract(ABC):
         job = make_job(tmp_path, "bad")
         async with asyncio.timeout(self.patience_s), self.open_worker(tmp_path) as worker:
             allocation = await self._launched(worker, job)
-            assert (await worker.wait(allocation)).status == 1
+            assert (await worker.wait(allocation)).status in (1, None)
+            assert (await worker.collect_results(job, allocation)).exit.status == 1
             await worker.teardown(allocation)
 
     async def test_an_allocation_survives_json(self, tmp_path: Path) -> None:
@@ -239,7 +242,8 @@ class WorkerContract(ABC):
             launched = await self._launched(worker, job)
             allocation = worker.allocation_model.model_validate_json(launched.model_dump_json())
             assert allocation == launched
-            assert (await worker.wait(allocation)).status == 0
+            assert (await worker.wait(allocation)).status in (0, None)
+            assert (await worker.collect_results(job, allocation)).exit.status == 0
             await worker.teardown(allocation)
 
     async def test_launching_twice_launches_once(self, tmp_path: Path) -> None:
@@ -316,3 +320,81 @@ class WorkerContract(ABC):
             assert await worker.reclaim({kept.attempt_id}) == []
             await worker.teardown(kept_allocation)
             await worker.teardown(lost_allocation)
+
+
+class ResumableWorkerContract(WorkerContract):
+    """What a worker promises besides whose runs outlive the daemon (`Worker.resumable`).
+
+    `open_worker` is called again with the same root, while the first worker is closed: as a daemon that starts anew.
+    """
+
+    @abstractmethod
+    async def lose(self, worker: Worker[Any], allocation: Any) -> None:
+        """Have a run, or the machine under it, vanish without a trace of how it ended."""
+
+    async def test_it_says_that_it_is_resumable(self, tmp_path: Path) -> None:
+        """The recovery asks the class."""
+        async with asyncio.timeout(self.patience_s), self.open_worker(tmp_path) as worker:
+            assert worker.resumable
+
+    async def test_a_run_outlives_its_worker(self, tmp_path: Path) -> None:
+        """The next worker finds a run that goes on, can stop it, and starts nothing."""
+        job = make_job(tmp_path, "hangs")
+        async with asyncio.timeout(self.patience_s):
+            async with self.open_worker(tmp_path) as worker:
+                launched = await self._launched(worker, job)
+            async with self.open_worker(tmp_path) as worker:
+                allocation = worker.allocation_model.model_validate_json(launched.model_dump_json())
+                assert self.is_alive(worker, allocation)
+                assert not await worker.is_submission_finished(allocation)
+                assert (await worker.stop(allocation)).status != 0
+                assert not self.is_alive(worker, allocation)
+                await worker.teardown(allocation)
+
+    async def test_a_run_that_ended_meanwhile_has_its_results(self, tmp_path: Path) -> None:
+        """Nobody watched it end, and its status is known all the same."""
+        job = make_job(tmp_path, "bad")
+        async with asyncio.timeout(self.patience_s):
+            async with self.open_worker(tmp_path) as worker:
+                allocation = await self._launched(worker, job)
+                await worker.wait(allocation)
+            async with self.open_worker(tmp_path) as worker:
+                await worker.wait(allocation)
+                assert (await worker.collect_results(job, allocation)).exit.status == 1
+                await worker.teardown(allocation)
+
+    async def test_a_launch_that_was_not_journaled_is_found(self, tmp_path: Path) -> None:
+        """A daemon killed between the launch and its commit launches again, and finds the first one's run."""
+        job = make_job(tmp_path, "hangs")
+        async with asyncio.timeout(self.patience_s):
+            async with self.open_worker(tmp_path) as worker:
+                set_up = await worker.setup(job)
+                launched = await worker.launch_submission(job, set_up)
+            async with self.open_worker(tmp_path) as worker:
+                assert await worker.launch_submission(job, set_up) == launched
+                await worker.teardown(launched)
+                assert not self.is_alive(worker, launched)
+
+    async def test_the_next_worker_reclaims_what_nobody_keeps(self, tmp_path: Path) -> None:
+        """A run whose attempt is not known any more ends, and one that is kept goes on."""
+        kept, lost = make_job(tmp_path, "hangs", attempt=1), make_job(tmp_path, "hangs", attempt=2)
+        async with asyncio.timeout(self.patience_s):
+            async with self.open_worker(tmp_path) as worker:
+                kept_allocation = await self._launched(worker, kept)
+                lost_allocation = await self._launched(worker, lost)
+            async with self.open_worker(tmp_path) as worker:
+                assert await worker.reclaim({kept.attempt_id})
+                assert not self.is_alive(worker, lost_allocation)
+                assert self.is_alive(worker, kept_allocation)
+                await worker.teardown(kept_allocation)
+
+    async def test_a_lost_run_is_said_to_be_lost(self, tmp_path: Path) -> None:
+        """It is neither waited for for ever, nor taken for one that ended; and its teardown is silent."""
+        job = make_job(tmp_path, "hangs")
+        async with asyncio.timeout(self.patience_s), self.open_worker(tmp_path) as worker:
+            allocation = await self._launched(worker, job)
+            await self.lose(worker, allocation)
+            with pytest.raises(WorkerLostError):
+                await worker.wait(allocation)
+            await worker.teardown(allocation)
+            assert not job.attempt_dir.exists()

@@ -62,6 +62,10 @@ class WorkerContext:
     `setup` calls it with an unfinished allocation before the call that makes the thing. Should the daemon end before
     `setup` has returned, the next one calls `setup` again with it as `Job.recorded`, or `teardown` with it.
     """
+    submissions_dir: Path | None = None
+    """The event's own, as `predictions_dir` and `logs_dir`: where they are known, for those who must be told."""
+    predictions_dir: Path | None = None
+    logs_dir: Path | None = None
 
 
 class Worker(ABC, Generic[A]):
@@ -125,6 +129,9 @@ class Worker(ABC, Generic[A]):
             With what is missing and what there is instead.
         """
 
+    def hurry(self) -> None:
+        """Have what is under way end within about a second: the daemon stops, and its shutdown_grace is over."""
+
     @abstractmethod
     async def setup(self, job: Job) -> A:
         """Prepare `job.attempt_dir` and whatever the run needs.
@@ -159,7 +166,10 @@ class Worker(ABC, Generic[A]):
 
     @abstractmethod
     async def exit_of(self, allocation: A) -> Exit:
-        """Return how a finished run ended. Legal only after `is_submission_finished` said so."""
+        """Return how a finished run ended. Legal only after `is_submission_finished` said so.
+
+        Its status is None where only `collect_results` finds it out.
+        """
 
     async def wait(self, allocation: A) -> Exit:
         """Return when the run has ended. Cancelling it does not end the run.

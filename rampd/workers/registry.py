@@ -1,19 +1,19 @@
 """Which worker a `worker_type` names: the entry points of the group ``rampd.workers``, ours among them.
 
 A worker's module is imported only when an event asks for it, so that a conda-only daemon never pays for boto,
-asyncssh or distributed.
+asyncssh or distributed. Plug-ins come in two kinds, a `Worker` or a `BaseWorker`; the second is made one of the first.
 """
 
 from __future__ import annotations
 
+import sys
+import traceback
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rampd.config import UnknownWorkerTypeError
+from rampd.config import UnknownWorkerTypeError, WorkerConfig
 from rampd.workers.base import Worker
-
-if TYPE_CHECKING:
-    from rampd.config import WorkerConfig
+from rampd.workers.base_worker import BaseWorker
 
 GROUP = "rampd.workers"
 
@@ -48,15 +48,44 @@ def worker_class(worker_type: str) -> type[Worker[Any]]:
         raise UnknownWorkerTypeError(f"found {worker_type!r}; allowed: an installed name, or package.module:Class")
     try:
         loaded = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UnknownWorkerTypeError(
-            f"found {worker_type!r}, which cannot be imported: {type(error).__name__}: {error}"
+            f"found {worker_type!r}, which cannot be imported: {_cause(error, point)}"
         ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Worker)):
-        raise UnknownWorkerTypeError(f"found {worker_type!r}, which names no subclass of rampd.workers.base.Worker")
+    return _checked(worker_type, loaded)
+
+
+def _cause(error: BaseException, point: EntryPoint) -> str:
+    """Return what went wrong at an import, and where."""
+    cause = f"{type(error).__name__}: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{point.module}.".startswith(f"{error.name}."):
+        return f"{cause} (install it into {sys.prefix}, or add its folder to PYTHONPATH)"
+    # The import machinery's own frames say nothing to anybody.
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    where = frames[-1] if frames and frames[-1].filename != __file__ else None
+    return f"{cause} ({where.filename}:{where.lineno})" if where else cause
+
+
+def _checked(worker_type: str, loaded: object) -> type[Worker[Any]]:
+    """Return what was loaded as a `Worker`, if it is fit to be one."""
+    if not (isinstance(loaded, type) and issubclass(loaded, Worker | BaseWorker)):
+        hint = ""
+        if isinstance(loaded, type) and any(base.__name__ == "BaseWorker" for base in loaded.__mro__):
+            hint = "; have its module say `from rampd import BaseWorker`"
+        raise UnknownWorkerTypeError(
+            f"found {worker_type!r}, which names no subclass of rampd.Worker or rampd.BaseWorker{hint}"
+        )
     if undefined := sorted(loaded.__abstractmethods__):
         raise UnknownWorkerTypeError(f"found {worker_type!r}, which does not define {', '.join(undefined)}")
-    return loaded
+    model: object = loaded.config_model
+    is_model = isinstance(model, type) and issubclass(model, WorkerConfig)
+    if not is_model and not (model is None and issubclass(loaded, BaseWorker)):
+        raise UnknownWorkerTypeError(f"found {worker_type!r}, whose config_model is no subclass of rampd.WorkerConfig")
+    if issubclass(loaded, Worker):
+        return loaded
+    from rampd.workers.threaded import adapted  # noqa: PLC0415 -- only an event with such a plug-in pays for it
+
+    return adapted(loaded)
 
 
 def worker_model(worker_type: str) -> type[WorkerConfig]:

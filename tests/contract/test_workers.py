@@ -15,7 +15,11 @@ from rampd.testing import FakeAllocation, FakeRun, FakeWorker, WorkerContract, m
 from rampd.workers.base import Worker, WorkerContext
 from rampd.workers.conda import CondaAllocation, CondaConfig, CondaWorker
 from rampd.workers.containment import Containment, marked_processes
+from rampd.workers.plug_in_config import PlugInConfig
+from rampd.workers.stray_processes import processes_naming
+from rampd.workers.threaded import ThreadedAllocation, adapted
 from support.deployment import Deployment
+from support.plug_ins import LocalWorker
 from support.requirements import needs_root
 from support.store_room import until
 
@@ -40,7 +44,7 @@ exit 99
 
 def _context(root: Path) -> WorkerContext:
     state_dir = root / "state"
-    (state_dir / "attempts").mkdir(parents=True)
+    (state_dir / "attempts").mkdir(parents=True, exist_ok=True)
     return WorkerContext(
         event_name="event",
         deployment_dir=root,
@@ -127,3 +131,20 @@ class TestCondaWorkerWithSubreaper(CondaWorkerContract):
 
     containment = Containment.SUBREAPER
     expected = Containment.SUBREAPER
+
+
+class TestThreadedWorker(WorkerContract):
+    """A synchronous plug-in in its thread keeps the contract of those that were written for it."""
+
+    @asynccontextmanager
+    async def open_worker(self, root: Path) -> AsyncIterator[Worker[Any]]:
+        """Give one that runs a plug-in of a few lines."""
+        self.attempts = root / "state" / "attempts"
+        worker = adapted(LocalWorker)(PlugInConfig(worker_type="local"), _context(root))
+        async with AsyncExitStack() as stack:
+            await worker.open(stack)
+            yield worker
+
+    def is_alive(self, worker: Worker[Any], allocation: ThreadedAllocation) -> bool:
+        """Look for processes that name the attempt's folder."""
+        return bool(processes_naming(self.attempts / allocation.attempt_id))

@@ -105,8 +105,8 @@ def test_an_unknown_name(plug_in: str) -> None:
         ("no-module", r"found 'no-module', which cannot be imported: ModuleNotFoundError: .*'not_there'"),
         ("no-class", r"found 'no-class', which cannot be imported: AttributeError: .*'Missing'"),
         ("raises:Own", r"found 'raises:Own', which cannot be imported: RuntimeError: no GPU here"),
-        ("PLUG_IN:function", r"found '.*:function', which names no subclass of rampd.workers.base.Worker"),
-        ("PLUG_IN:Config", r"found '.*:Config', which names no subclass of rampd.workers.base.Worker"),
+        ("PLUG_IN:function", r"found '.*:function', which names no subclass of rampd.Worker or rampd.BaseWorker"),
+        ("PLUG_IN:Config", r"found '.*:Config', which names no subclass of rampd.Worker or rampd.BaseWorker"),
     ],
 )
 def test_what_cannot_be_had(plug_in: str, worker_type: str, sentence: str) -> None:
