@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rampd.files import remove_tree
     from rampd.models import Exit, Job, Results
     from rampd.ramp_test.command import argv as ramp_test_argv
+    from rampd.states import Outcome
     from rampd.workers.base import Allocation, Worker, WorkerContext
     from rampd.workers.base_worker import BaseWorker, _get_traceback
 
@@ -30,6 +31,7 @@ __all__ = [
     "BaseWorker",
     "Exit",
     "Job",
+    "Outcome",
     "RampdError",
     "Results",
     "ResultsError",
@@ -74,6 +76,7 @@ _HOMES = {
     "rampd.files": ("remove_tree",),
     "rampd.models": ("Exit", "Job", "Results"),
     "rampd.ramp_test.command": ("ramp_test_argv",),
+    "rampd.states": ("Outcome",),
     "rampd.workers.base": ("Allocation", "Worker", "WorkerContext"),
     "rampd.workers.base_worker": ("BaseWorker", "_get_traceback"),
 }
