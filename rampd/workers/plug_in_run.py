@@ -75,6 +75,8 @@ class PlugInRun:
         self.is_torn_down = False
         self.results: Results | None = None
         self.ended = Exit(None)
+        self.known: stray_processes.Known = frozenset()
+        """Processes of this machine that came from its threads, as far as they were seen."""
         self.children: set[int] = set()
         """Processes of this machine that were ended."""
         self._class = plug_in
@@ -161,6 +163,8 @@ class PlugInRun:
 
     def look(self) -> None:
         """Ask for the status, which has the plug-in look at the run; follow its log."""
+        # First: a plug-in that ends a process at its timeout leaves that one's own children to nobody.
+        self.known |= stray_processes.descendants_of(self.thread_ids)
         status = self._made().status
         with suppress(ResultsError):  # it is tried again, and counts at the end
             self.log.follow()
@@ -256,7 +260,7 @@ class PlugInRun:
             with suppress(BaseException):  # the last that it does, with nobody left to tell
                 self.tear_down()
         if is_last:
-            find = partial(stray_processes.processes_of, self.job.attempt_dir)
+            find = partial(stray_processes.processes_of, self.job.attempt_dir, (), self.known)
             stray_processes.end_all(find, patience_s=0.0)
             with suppress(OSError):  # the next start removes it
                 remove_tree(self.job.attempt_dir)

@@ -25,7 +25,17 @@ _KILL_S = 5.0
 """How long the kernel may take to end what was killed."""
 
 
-def processes_of(folder: Path, threads: Collection[int] = ()) -> set[int]:
+Known = frozenset[tuple[int, int]]
+"""Processes by pid and start time: a pid alone is used again."""
+
+
+def descendants_of(threads: Collection[int]) -> Known:
+    """Return the living processes that come from these threads of this process, by their kernel ids."""
+    children = {pid for thread in threads for pid in _children_of(f"self/task/{thread}")}
+    return frozenset((pid, start) for pid in _with_descendants(children) if (start := start_time_of(pid)) is not None)
+
+
+def processes_of(folder: Path, threads: Collection[int] = (), known: Known = frozenset()) -> set[int]:
     """Return the living processes of an attempt.
 
     Parameters
@@ -34,9 +44,12 @@ def processes_of(folder: Path, threads: Collection[int] = ()) -> set[int]:
         The attempt's; or the folder of all attempts.
     threads
         Kernel ids of threads of this process whose children are the attempt's.
+    known
+        What was seen before: a process whose parent has ended leads back to nobody.
     """
+    still = {pid for pid, start in known if start_time_of(pid) == start}
     children = {pid for thread in threads for pid in _children_of(f"self/task/{thread}")}
-    return _with_descendants(children | processes_naming(folder))
+    return _with_descendants(still | children | processes_naming(folder))
 
 
 def processes_naming(folder: Path) -> set[int]:

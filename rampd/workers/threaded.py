@@ -319,8 +319,7 @@ class ThreadedWorker(Worker[ThreadedAllocation]):
             await asyncio.to_thread(remove_tree, run.job.attempt_dir)
 
     async def _kill(self, run: PlugInRun) -> set[int]:
-        threads = run.thread_ids
-        find = partial(stray_processes.processes_of, run.job.attempt_dir, threads)
+        find = partial(stray_processes.processes_of, run.job.attempt_dir, run.thread_ids, run.known)
         patience_s = _HURRIED_STOP_S if self._hurried.is_set() else _STOP_S
         pids = set(await asyncio.to_thread(stray_processes.end_all, find, patience_s=patience_s))
         run.children |= pids

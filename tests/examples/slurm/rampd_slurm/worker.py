@@ -111,8 +111,14 @@ class SlurmWorker(rampd.Worker[SlurmAllocation]):
 
     async def setup(self, job: rampd.Job) -> SlurmAllocation:
         """Make the attempt's folder: the private copy of the submission, and the job's script."""
+        making = asyncio.ensure_future(asyncio.to_thread(self._make_folder, job))
         try:
-            await asyncio.to_thread(self._make_folder, job)
+            await asyncio.shield(making)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled: what it makes is removed once it is made.
+            await asyncio.wait({making})
+            await asyncio.to_thread(rampd.remove_tree, job.attempt_dir)
+            raise
         except OSError as error:
             raise rampd.WorkerError(f"{error.filename}: cannot be written: {error.strerror}") from error
         return SlurmAllocation(attempt_id=job.attempt_id, submission=job.submission)

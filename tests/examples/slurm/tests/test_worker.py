@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
 import time
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from rampd_slurm import SlurmAllocation, SlurmConfig, SlurmWorker, commands
+from stand_ins import Cluster
 
 import rampd
 from rampd.testing import ResumableWorkerContract, make_job
 
-sys.path.insert(0, str(Path(__file__).parent))
-from stand_ins import Cluster
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 _RAMP_TEST = """#!/bin/sh
 echo "$2 runs"
