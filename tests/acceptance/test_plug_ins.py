@@ -202,7 +202,8 @@ def test_what_a_killed_daemon_leaves_is_ended(installed: Path, tmp_path: Path) -
 def test_stop_does_not_wait_for_what_never_comes_back(tmp_path: Path, method: str) -> None:
     """The daemon ends within shutdown_grace and two seconds, threads that Python would wait for notwithstanding."""
     module = f"never_{method}"
-    (tmp_path / f"{module}.py").write_text(_NEVER_BACK.format(method=method, entered=str(tmp_path / "entered")), encoding="utf-8")
+    source = _NEVER_BACK.format(method=method, entered=str(tmp_path / "entered"))
+    (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
     event = Deployment(
         tmp_path / "deployment",
         worker={"worker_type": f"{module}:{method}"},

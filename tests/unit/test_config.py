@@ -17,6 +17,7 @@ from pydantic import SecretStr  # noqa: TC002 -- pydantic looks it up
 from rampd.config import Settings, UnknownWorkerTypeError, WorkerConfig, load_config
 from rampd.errors import ConfigError
 from rampd.states import HungerPolicy
+from rampd.workers.plug_in_config import PlugInConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +37,7 @@ class CloudConfig(WorkerConfig):
 
 def models(worker_type: str) -> type[WorkerConfig]:
     """Know two kinds of workers."""
-    found: dict[str, type[WorkerConfig]] = {"conda": WorkerConfig, "cloud": CloudConfig}
+    found: dict[str, type[WorkerConfig]] = {"conda": WorkerConfig, "cloud": CloudConfig, "any": PlugInConfig}
     if worker_type not in found:
         raise UnknownWorkerTypeError(f"found {worker_type!r}; allowed: {', '.join(found)}")
     return found[worker_type]
@@ -316,7 +317,7 @@ def test_a_missing_part_is_told(file: Path, text: str, expected: list[str]) -> N
 def test_an_unknown_worker_lists_what_there_is(file: Path) -> None:
     """The registry's sentence stands at the key's line."""
     assert problems(file, {"worker": {"worker_type": "sge"}}) == [
-        "5: worker.worker_type: found 'sge'; allowed: conda, cloud"
+        "5: worker.worker_type: found 'sge'; allowed: conda, cloud, any"
     ]
 
 
@@ -378,6 +379,31 @@ def test_ten_mistakes_are_ten_lines(file: Path) -> None:
 def test_no_problem_tells_a_secret(file: Path, worker: str) -> None:
     """However a secret is misplaced, its value is not in the sentence."""
     assert "hunter2" not in str(problems(file, f"ramp: {{problem_name: a, event_name: b}}\nworker: {worker}"))
+
+
+def test_a_plug_in_may_have_any_key(file: Path) -> None:
+    """What only the plug-in knows is kept as it is, old keys of other workers too, and nobody is warned."""
+    own = {"region": "north", "hooks": "mine", "nested": {"list": [1, None]}, "timeout": "60"}
+    with pytest.raises(ConfigError, match=r"worker.timeout: found '60'; allowed: a number"):
+        load(file, {"worker": {"worker_type": "any", **own}})
+    found = load(file, {"worker": {"worker_type": "any", **own, "timeout": 60}})
+    assert isinstance(found.worker, PlugInConfig)
+    assert found.worker.given == {"worker_type": "any", **own, "timeout": 60}
+    assert found.warnings == ()
+    with pytest.raises(ConfigError, match="allowed: keys that are texts"):
+        load(file, "ramp: {problem_name: a, event_name: b}\nworker: {worker_type: any, 3: 4}\n")
+
+
+def test_a_plug_ins_secrets_are_masked(file: Path) -> None:
+    """Whatever sounds like one is hidden, however deep it stands; the rest is shown as JSON."""
+    own = {"token": "s3cret", "nested": {"password": "s3cret", "user": "me", "keys": [{"secret_key": "s3cret"}]}}
+    section = {"worker_type": "any", **own, "day": "2026-01-01", "passwords": ["s3cret"], "no_token": None}
+    masked = load(file, {"worker": section}).masked()["worker"]
+    assert "s3cret" not in json.dumps(masked)
+    assert masked["nested"]["user"] == "me"
+    assert masked["no_token"] is None
+    hidden = [masked["token"], masked["nested"]["keys"][0]["secret_key"], masked["passwords"]]
+    assert hidden == ["**********"] * 3
 
 
 def test_what_people_are_shown_is_masked(file: Path) -> None:

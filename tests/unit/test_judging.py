@@ -257,3 +257,27 @@ def test_backoffs_grow() -> None:
     """Later tries wait longer, on the average."""
     means = [sum(backoff_s(tries) for _ in range(300)) for tries in (1, 4, 7)]
     assert means[0] < means[1] < means[2]
+
+
+def test_a_workers_own_word_counts(case: Case) -> None:
+    """A timeout, or results that could not be had, are what the worker says they are; the second is final."""
+    results = Results(Exit(124), None, case.job.log_path, outcome=Outcome.TIMEOUT, message="slow")
+    config = WorkerConfig(worker_type="fake")
+    verdict = judge_run(case.job, results, staging=case.staging, config=config)
+    assert (verdict.outcome, verdict.exit_status) == (Outcome.TIMEOUT, 124)
+    assert verdict.error_msg == "slow\nWorker killed due to timeout after 60.5s."
+    results = Results(Exit(2), None, case.job.log_path, outcome=Outcome.PLATFORM_ERROR, message="a\nb")
+    verdict = judge_run(case.job, results, staging=case.staging, config=config)
+    assert (verdict.outcome, verdict.error_msg) == (Outcome.PLATFORM_ERROR, "a\nb")
+    assert verdict.reason == "the worker could not have the results: b"
+    assert weigh(verdict, NO_FAILURES, max_attempts=3) == FINAL
+
+
+def test_a_worker_that_vouches_for_a_failure(case: Case) -> None:
+    """What would pass for a failure of ramp-test's own is the participant's where the worker says so."""
+    log = 'Traceback (most recent call last):\n  File "/kit/problem.py", line 1\nImportError: no\n'
+    case.job.log_path.write_text(log, encoding="utf-8")
+    config = WorkerConfig(worker_type="fake")
+    for outcome, expected in ((None, Outcome.PLATFORM_ERROR), (Outcome.PARTICIPANT_ERROR, Outcome.PARTICIPANT_ERROR)):
+        results = Results(Exit(1), None, case.job.log_path, outcome=outcome)
+        assert judge_run(case.job, results, staging=case.staging, config=config).outcome is expected

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rampd.models import Exit
-from rampd.ramp_test import error_message, explain_exit, timeout_message
+from rampd.ramp_test import error_message, explain_exit, shown_message, timeout_message
 from rampd.ramp_test.messages import clean, last_traceback
 
 if TYPE_CHECKING:
@@ -269,3 +269,27 @@ def test_another_status_is_said() -> None:
 def test_the_timeout_stands_as_in_the_config(timeout_s: float, shown: str) -> None:
     """RAMP's own sentence, word for word."""
     assert timeout_message(timeout_s) == f"Worker killed due to timeout after {shown}s."
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", ""),
+        ("could not be had\n", "could not be had"),
+        ("\x1b[31mred\x00\n", "red"),
+        ("before\nCV fold 0\n\ttest  0.99\n", "before"),
+        ("before\n\tscore  acc\n", "before"),
+        (
+            "x\nTraceback (most recent call last):\n  a\nValueError: no\n\ttest  0.99",
+            "Traceback (most recent call last):\n  a\nValueError: no",
+        ),
+    ],
+)
+def test_a_message_of_a_plug_ins_is_cut(text: str, shown: str) -> None:
+    """It may be a whole log: no more than a traceback, or what comes before the scores, is a participant's to read."""
+    assert shown_message(text) == shown
+
+
+def test_a_message_of_a_plug_ins_is_bounded() -> None:
+    """The last 64 KiB at most."""
+    assert len(shown_message("x" * 100_000)) == 64 * 1024

@@ -10,7 +10,9 @@ import pytest
 from rampd.config import UnknownWorkerTypeError, WorkerConfig
 from rampd.testing import FakeWorker
 from rampd.workers.conda import CondaConfig, CondaWorker
+from rampd.workers.plug_in_config import PlugInConfig
 from rampd.workers.registry import GROUP, installed, worker_class, worker_model
+from rampd.workers.threaded import ThreadedWorker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 _MODULE = """
 from rampd.config import WorkerConfig
 from rampd.testing import FakeWorker
-from rampd.workers.base import Worker
+from rampd import BaseWorker, Worker
 
 class Config(WorkerConfig):
     own: int = 3
@@ -28,6 +30,20 @@ class Own(FakeWorker):
 
 class Outer:
     Inner = Own
+
+class Synchronous(BaseWorker):
+    def launch_submission(self): ...
+    def collect_results(self): ...
+    def _is_submission_finished(self): ...
+
+class Restricted(Synchronous):
+    config_model = Config
+
+class HalfSynchronous(BaseWorker):
+    def launch_submission(self): ...
+
+class WrongModel(Synchronous):
+    config_model = dict
 
 class Unfinished(Worker):
     async def setup(self, job): ...
@@ -42,6 +58,10 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     name = "rampd_plug_in_of_a_test"
     (tmp_path / f"{name}.py").write_text(_MODULE, encoding="utf-8")
     (tmp_path / "raises.py").write_text("raise RuntimeError('no GPU here')\n", encoding="utf-8")
+    (tmp_path / "exits.py").write_text("import sys\n\nsys.exit('no licence')\n", encoding="utf-8")
+    (tmp_path / "lacks.py").write_text("import boto17\n", encoding="utf-8")
+    foreign = "class BaseWorker: ...\n\nclass Own(BaseWorker): ...\n"
+    (tmp_path / "foreign.py").write_text(foreign, encoding="utf-8")
     information = tmp_path / f"{name}-1.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
@@ -49,7 +69,7 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (information / "entry_points.txt").write_text("\n".join([f"[{GROUP}]", *points, ""]), encoding="utf-8")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])  # the last of two entry points would win
     importlib.invalidate_caches()
-    for module in (name, "raises"):
+    for module in (name, "raises", "exits", "lacks", "foreign"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     return name
 
@@ -104,7 +124,13 @@ def test_an_unknown_name(plug_in: str) -> None:
         ("not_there:Own", r"found 'not_there:Own', which cannot be imported: ModuleNotFoundError: .*'not_there'"),
         ("no-module", r"found 'no-module', which cannot be imported: ModuleNotFoundError: .*'not_there'"),
         ("no-class", r"found 'no-class', which cannot be imported: AttributeError: .*'Missing'"),
-        ("raises:Own", r"found 'raises:Own', which cannot be imported: RuntimeError: no GPU here"),
+        ("raises:Own", r"found 'raises:Own', which cannot be imported: RuntimeError: no GPU here \(.*raises.py:1\)"),
+        ("exits:Own", r"found 'exits:Own', which cannot be imported: SystemExit: no licence \(.*exits.py:3\)"),
+        ("lacks:Own", r"found 'lacks:Own', which cannot be imported: ModuleNotFoundError: .*boto17' \(.*lacks.py:1\)"),
+        ("not_there:Own", r"No module named 'not_there' \(install it into .*, or add its folder to PYTHONPATH\)"),
+        ("foreign:Own", r"no subclass of .* rampd.BaseWorker; have its module say `from rampd import BaseWorker`"),
+        ("PLUG_IN:HalfSynchronous", r"which does not define _is_submission_finished, collect_results"),
+        ("PLUG_IN:WrongModel", r"whose config_model is no subclass of rampd.WorkerConfig"),
         ("PLUG_IN:function", r"found '.*:function', which names no subclass of rampd.Worker or rampd.BaseWorker"),
         ("PLUG_IN:Config", r"found '.*:Config', which names no subclass of rampd.Worker or rampd.BaseWorker"),
     ],
@@ -128,9 +154,24 @@ def test_a_class_that_is_not_finished(plug_in: str) -> None:
         worker_class(f"{plug_in}:Unfinished")
 
 
+def test_a_synchronous_worker(plug_in: str) -> None:
+    """A `BaseWorker` is made a `Worker`, always the same one; its section may have any key."""
+    found = worker_class(f"{plug_in}:Synchronous")
+    assert issubclass(found, ThreadedWorker)
+    assert found.plug_in.__name__ == "Synchronous"
+    assert worker_class(f"{plug_in}:Synchronous") is found
+    assert worker_model(f"{plug_in}:Synchronous") is PlugInConfig
+
+
+def test_a_synchronous_worker_with_a_model(plug_in: str) -> None:
+    """Its own model says which keys there are."""
+    assert worker_model(f"{plug_in}:Restricted").model_fields["own"].default == 3
+
+
 def test_asking_for_conda_imports_no_other_worker() -> None:
     """A conda-only daemon carries neither boto nor asyncssh nor distributed."""
     program = "import sys; from rampd.workers.registry import worker_class; worker_class('conda'); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert "rampd.workers.conda" in loaded
+    assert "rampd.workers.threaded" not in loaded
     assert not {"aioboto3", "aiobotocore", "botocore", "asyncssh", "distributed", "dask"} & set(loaded)
