@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
+
+from rampd import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,7 @@ class Call:
     """One call, under way or over."""
 
     method: str
-    begun: float = field(default_factory=time.monotonic)
+    begun: float = field(default_factory=clock.boottime)
     future: asyncio.Future[Return] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 

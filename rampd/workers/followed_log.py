@@ -8,12 +8,13 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rampd.errors import ResultsError
+from rampd.workers.supervisor import open_log
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _CHUNK = 1 << 18
+_SAFELY = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class FollowedLog:
@@ -48,18 +49,10 @@ class FollowedLog:
         return self.size > self._max_bytes
 
     def begin(self) -> None:
-        """Make the target's folder, and empty the target.
-
-        Raises
-        ------
-        ResultsError
-            It cannot be written.
-        """
-        try:
+        """Make the target's folder, and empty the target; whatever else lies in its place is put away."""
+        with suppress(OSError):
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            self._target.write_bytes(b"")
-        except OSError as error:
-            raise ResultsError(f"{self._target}: cannot be written: {error.strerror}") from error
+            os.close(open_log(str(self._target)))
 
     def follow(self, *, anew: bool = False) -> None:
         """Copy what was added.
@@ -68,11 +61,6 @@ class FollowedLog:
         ----------
         anew
             Compare all of it, and write again from where it differs: for the end, since a file may have been rewritten.
-
-        Raises
-        ------
-        ResultsError
-            The target cannot be written.
         """
         with self._lock:
             source = self._open()
@@ -86,8 +74,8 @@ class FollowedLog:
                 is_another = info.st_ino != self._inode or info.st_size < self._copied
                 self._inode = info.st_ino
                 self._copy(source, 0 if anew or is_another else self._copied)
-            except OSError as error:
-                raise ResultsError(f"{self._target}: cannot be written: {error.strerror}") from error
+            except OSError:
+                return  # a full disk costs the log, never the submission
             finally:
                 os.close(source)
 
@@ -97,7 +85,7 @@ class FollowedLog:
         try:
             for index, name in enumerate((str(self._folder), *self._parts)):
                 kind = os.O_NONBLOCK if index == len(self._parts) else os.O_DIRECTORY
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | kind
+                flags = os.O_RDONLY | _SAFELY | kind
                 opened.append(os.open(name, flags, dir_fd=opened[-1] if opened else None))
             return opened.pop()
         except OSError:
@@ -109,7 +97,7 @@ class FollowedLog:
 
     def _copy(self, source: int, offset: int) -> None:
         end = min(self.size, self._max_bytes)
-        with self._target.open("r+b") as target:
+        with os.fdopen(os.open(self._target, os.O_RDWR | _SAFELY), "r+b") as target:
             while offset < end:
                 chunk = os.pread(source, min(_CHUNK, end - offset), offset)
                 if not chunk:

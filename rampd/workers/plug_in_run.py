@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import operator
 import threading
-import time
 import traceback
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rampd import ramp_test
+from rampd import clock, ramp_test
 from rampd.copying import UnsafeTreeError, copy_submission
-from rampd.errors import ResultsError, WorkerError, WorkerLostError
+from rampd.errors import WorkerError, WorkerLostError
 from rampd.files import remove_tree
 from rampd.models import Exit, Results
 from rampd.states import Outcome
@@ -65,7 +64,7 @@ class PlugInRun:
             job.attempt_dir, (LOGS, job.submission, "log"), job.log_path, max_bytes=bounds.max_log_bytes
         )
         self.launched_at: float | None = None
-        """By time.monotonic."""
+        """By CLOCK_BOOTTIME, as the deadline of the lifecycle."""
         self.is_over = False
         """Whether the plug-in said that the run ended, or it was stopped."""
         self.was_stopped = False
@@ -102,7 +101,7 @@ class PlugInRun:
 
     def is_overdue(self) -> bool:
         """Say whether the run has had its time. The lifecycle's clock began a moment later."""
-        return self.launched_at is not None and time.monotonic() - self.launched_at >= self.job.timeout_s
+        return self.launched_at is not None and clock.boottime() - self.launched_at >= self.job.timeout_s
 
     def look_limit_s(self, begun: float) -> float:
         """Return how long a look that began at `begun` may take, in seconds.
@@ -159,15 +158,14 @@ class PlugInRun:
                 "super().launch_submission()"
             )
         self._refuse(status, "launch_submission", but={"running", "finished", "timeout", "collected"})
-        self.launched_at = time.monotonic()
+        self.launched_at = clock.boottime()
 
     def look(self) -> None:
         """Ask for the status, which has the plug-in look at the run; follow its log."""
         # First: a plug-in that ends a process at its timeout leaves that one's own children to nobody.
-        self.known |= stray_processes.descendants_of(self.thread_ids)
+        self.known = stray_processes.descendants_of(self.thread_ids, known=self.known)
         status = self._made().status
-        with suppress(ResultsError):  # it is tried again, and counts at the end
-            self.log.follow()
+        self.log.follow()
         if status != "running":
             self._refuse(status, "_is_submission_finished", but={"finished", "timeout", "collected"})
             self.is_over = True

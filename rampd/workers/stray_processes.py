@@ -29,10 +29,14 @@ Known = frozenset[tuple[int, int]]
 """Processes by pid and start time: a pid alone is used again."""
 
 
-def descendants_of(threads: Collection[int]) -> Known:
-    """Return the living processes that come from these threads of this process, by their kernel ids."""
+def descendants_of(threads: Collection[int], known: Known = frozenset()) -> Known:
+    """Return the living processes that come from these threads of this process, by their kernel ids.
+
+    Those that were known before, and live, stay known, whoever their parent is now.
+    """
     children = {pid for thread in threads for pid in _children_of(f"self/task/{thread}")}
-    return frozenset((pid, start) for pid in _with_descendants(children) if (start := start_time_of(pid)) is not None)
+    found = {(pid, start) for pid in _with_descendants(children) if (start := start_time_of(pid)) is not None}
+    return frozenset(found | {(pid, start) for pid, start in known - found if start_time_of(pid) == start})
 
 
 def processes_of(folder: Path, threads: Collection[int] = (), known: Known = frozenset()) -> set[int]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
+from contextlib import suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 
+from rampd import clock
 from rampd.errors import WorkerError, WorkerInterruptedError, WorkerLostError, WorkerSetupError
 from rampd.files import remove_tree
 from rampd.workers import stray_processes
@@ -98,7 +99,7 @@ class ThreadedWorker(Worker[ThreadedAllocation]):
 
     def hurry(self) -> None:
         """Give every call that is under way no more than a moment; see `Worker.hurry`."""
-        self._hurried_at = time.monotonic()
+        self._hurried_at = clock.boottime()
         self._hurried.set()
 
     # -- the five steps
@@ -112,7 +113,8 @@ class ThreadedWorker(Worker[ThreadedAllocation]):
             await self._call(run, "__init__", run.make, within_s=job.timeout_s)
             await self._call(run, "setup", run.set_up, within_s=job.timeout_s)
         except BaseException:
-            await self._end(run)
+            with suppress(OSError):  # the next start removes the folder; why it could not be begun is worth more
+                await self._end(run)
             raise
         return ThreadedAllocation(attempt_id=job.attempt_id)
 
@@ -237,7 +239,7 @@ class ThreadedWorker(Worker[ThreadedAllocation]):
             what = f"{call.method}() of {self._named} did not come back"
             if self._hurried.is_set():
                 raise WorkerInterruptedError(f"{what} before the daemon had to stop")
-            raise WorkerError(f"{what} within {time.monotonic() - call.begun:.3g} s")
+            raise WorkerError(f"{what} within {clock.boottime() - call.begun:.3g} s")
         ended = call.future.result()
         if ended.error is None:
             return ended.value
@@ -254,12 +256,12 @@ class ThreadedWorker(Worker[ThreadedAllocation]):
         try:
             await asyncio.wait(
                 (call.future, hurry),
-                timeout=max(0.0, limit - time.monotonic()),
+                timeout=max(0.0, limit - clock.boottime()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if not call.future.done() and self._hurried.is_set():
                 limit = min(limit, self._hurried_at + min(grace_s, _LONGEST_GRACE_S))
-                await asyncio.wait({call.future}, timeout=max(0.05, limit - time.monotonic()))
+                await asyncio.wait({call.future}, timeout=max(0.05, limit - clock.boottime()))
         finally:
             hurry.cancel()
         return call.future.done() and not call.future.cancelled()
@@ -271,7 +273,7 @@ class ThreadedWorker(Worker[ThreadedAllocation]):
         log.error(
             "worker.abandoned",
             method=call.method,
-            waited_s=time.monotonic() - call.begun,
+            waited_s=clock.boottime() - call.begun,
             thread=caller.name,
             stuck=sum(other.is_alive for other in self._stuck),
         )
@@ -283,7 +285,7 @@ class ThreadedWorker(Worker[ThreadedAllocation]):
             return True
         if call.future.cancelled():
             return False
-        if not await self._awaited(call, within_s=self._last_call_s(run) + time.monotonic() - call.begun, grace_s=1.0):
+        if not await self._awaited(call, within_s=self._last_call_s(run) + clock.boottime() - call.begun, grace_s=1.0):
             self._abandon(run, call)
             return False
         return True

@@ -249,3 +249,40 @@ def test_a_slurm_job_outlives_the_daemon(installed: Path, tmp_path: Path) -> Non
         assert daemon.stop() == 0
     assert list(cluster.jobs()) == ["1"]
     cluster.close()
+
+
+def test_mistakes_in_a_plug_ins_section_are_told_like_ours(installed: Path, tmp_path: Path) -> None:
+    """An unknown key with the nearest one, a wrong type, a missing key: a line each, at its place in the file."""
+    event = Deployment(tmp_path)
+    event.config.write_text(
+        "ramp: {problem_name: iris, event_name: iris}\n"
+        "worker:\n  worker_type: slurm\n  partion: short\n  lost_after: soon\n  sbatch_options: --mem=4G\n",
+        encoding="utf-8",
+    )
+    words = [sys.executable, "-m", "rampd", "--config", str(event.config), "--check"]
+    said = subprocess.run(words, env=environment(installed), capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode == 78
+    assert [line.removeprefix(f"{event.config}:") for line in said.stderr.splitlines()] == [
+        "2: worker.conda_env: is missing; allowed: a value, without which the event cannot be served",
+        "4: worker.partion: is no key of rampd's; did you mean partition?",
+        "5: worker.lost_after: found 'soon'; allowed: a number",
+        "6: worker.sbatch_options: found '--mem=4G'; allowed: a list",
+    ]
+
+
+def test_a_plug_in_that_cannot_be_imported_is_its_events_alone(installed: Path, tmp_path: Path) -> None:
+    """The other event goes on; the record has the cause, and where it is."""
+    (tmp_path / "broken.py").write_text("import sys\nsys.exit('no licence')\n", encoding="utf-8")
+    good = Deployment(tmp_path / "good", worker={"worker_type": "conda-like"})
+    good.make_stub_environment()
+    good.submit("one")
+    bad = Deployment(tmp_path / "bad", worker={"worker_type": "broken:Worker"})
+    words = ("--config", str(bad.config))
+    with RampdProcess(good.config, *words, environment=environment(installed, tmp_path)) as daemon:
+        assert daemon.finished("one")["one"]["outcome"] == "ok"
+        (rejected,) = daemon.find("config.rejected")
+        assert rejected["path"] == str(bad.config)
+        (problem,) = rejected["problems"]
+        assert "which cannot be imported: SystemExit: no licence" in problem
+        assert f"({tmp_path / 'broken.py'}:2)" in problem
+        assert daemon.stop() == 0

@@ -448,6 +448,33 @@ async def test_an_order_during_a_call(room: PlugInRoom, method: str, order: Orde
     assert worker.status == "killed"
 
 
+async def test_a_teardown_may_ask_for_more_time(
+    room: PlugInRoom, log_records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where giving back takes longer than a moment, a class says so, and the daemon's stop waits for it."""
+    monkeypatch.setattr(ScriptedWorker, "teardown_grace_s", 10.0)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def give_back(_: ScriptedWorker) -> None:
+        entered.set()
+        go_on.wait(30)
+
+    room.submit("one", _is_submission_finished=False, teardown=give_back)
+    room.dispatcher |= {"hunger_policy": "sleep", "shutdown_grace": 0}
+    async with room.opened() as event:
+        dispatcher = Dispatcher(event)
+        serving = asyncio.ensure_future(dispatcher.run())
+        await until(lambda: find(log_records, "submission.started"))
+        dispatcher.stop()
+        await until(entered.is_set)
+        done, _ = await asyncio.wait({serving}, timeout=1.5)  # longer than a moment
+        assert not done
+        go_on.set()
+        assert await serving == 0
+    assert not find(log_records, "worker.abandoned")
+    assert list(room.attempts.iterdir()) == []
+
+
 async def test_what_it_starts_here_ends_with_it(room: PlugInRoom) -> None:
     """At a timeout the processes that it started end, those that left their session too, if it does not end them."""
     room.worker["timeout"] = 0.4

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rampd.errors import ResultsError
 from rampd.workers.followed_log import FollowedLog
 
 if TYPE_CHECKING:
@@ -104,15 +103,39 @@ def test_only_a_plain_file_is_read(source: Path, tmp_path: Path, what: str) -> N
     assert target.read_bytes() == b""
 
 
-def test_a_target_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
-    """It is the platform's failure, and names the file."""
-    log, target = _log(tmp_path)
+@pytest.mark.parametrize("what", ["folder", "file in the folder's place"])
+def test_a_target_that_cannot_be_written_costs_the_log(source: Path, tmp_path: Path, what: str) -> None:
+    """And nothing else: the submission goes on, its output is counted, and what lies there stays."""
+    target = tmp_path / "event" / "one" / "log"
+    if what == "folder":
+        target.mkdir(parents=True)
+    else:
+        target.parent.parent.mkdir()
+        target.parent.write_bytes(b"")
     source.write_bytes(b"text")
-    target.unlink()
-    target.mkdir()
-    with pytest.raises(ResultsError, match=f"{target}: cannot be written: Is a directory"):
-        log.follow()
-    (tmp_path / "event" / "two").write_bytes(b"")
-    other = FollowedLog(tmp_path / "attempt", ("log",), tmp_path / "event" / "two" / "log", max_bytes=1)
-    with pytest.raises(ResultsError, match="cannot be written"):
-        other.begin()
+    log, _ = _log(tmp_path)
+    log.follow()
+    log.follow(anew=True)
+    assert log.size == 4
+    assert target.is_dir() or target.parent.is_file()
+
+
+@pytest.mark.parametrize("what", ["link", "dangling link", "fifo"])
+def test_whatever_lies_in_the_logs_place_is_put_away(source: Path, tmp_path: Path, what: str) -> None:
+    """No log is written through a link, nor into a fifo."""
+    target, other = tmp_path / "event" / "one" / "log", tmp_path / "other"
+    target.parent.mkdir(parents=True)
+    match what:
+        case "link":
+            other.write_bytes(b"another's")
+            target.symlink_to(other)
+        case "dangling link":
+            target.symlink_to(other)
+        case _:
+            os.mkfifo(target)
+    log, _ = _log(tmp_path)
+    source.write_bytes(b"text")
+    log.follow()
+    assert target.read_bytes() == b"text"
+    assert not target.is_symlink()
+    assert not other.exists() or other.read_bytes() == b"another's"
