@@ -43,11 +43,12 @@ def _changed(old: Settings, new: Settings) -> Iterator[str]:
     if type(old.worker) is not type(new.worker):
         yield "worker.worker_type"
         return
-    for name in type(new.worker).model_fields:
+    of_a_plug_ins_own = {*(old.worker.model_extra or {}), *(new.worker.model_extra or {})}
+    for name in (*type(new.worker).model_fields, *sorted(of_a_plug_ins_own)):
         # These three are resolved into `ramp`, whichever section they stand in.
         if name in {"submissions_dir", "predictions_dir", "logs_dir"}:
             continue
-        if getattr(old.worker, name) != getattr(new.worker, name):
+        if getattr(old.worker, name, None) != getattr(new.worker, name, None):
             yield f"worker.{name}"
 
 

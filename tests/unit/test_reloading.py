@@ -96,3 +96,17 @@ def test_live_worker_keys_are_keys() -> None:
     for worker_type in ("conda",):
         worker = worker_class(worker_type)
         assert worker.live_keys <= set(worker.config_model.model_fields)
+
+
+def test_a_key_that_only_a_plug_in_knows(folder: Path) -> None:
+    """It is told as any other, when it comes, changes and goes, and has the event opened anew."""
+    plug_in = "support.plug_ins:LocalWorker"
+    without = _settings(folder, worker__worker_type=plug_in)
+    north = _settings(folder, worker__worker_type=plug_in, worker__region="north")
+    south = _settings(folder, worker__worker_type=plug_in, worker__region="south")
+    for old, new in ((without, north), (north, south), (south, without)):
+        assert changed_keys(old, new) == ["worker.region"]
+    assert changed_keys(north, north) == []
+    assert needing_reopening(["worker.region"], worker_class(plug_in).live_keys) == ["worker.region"]
+    another = _settings(folder, worker__worker_type="support.plug_ins:ScriptedWorker")
+    assert changed_keys(without, another) == ["worker.worker_type"]

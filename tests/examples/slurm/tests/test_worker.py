@@ -46,7 +46,7 @@ def _worker(root: Path, **settings: Any) -> tuple[Cluster, SlurmWorker]:
         kit_dir=root / "kit",
         data_dir=root / "data",
         state_dir=root / "state",
-        time_between_collection_s=0.02,
+        time_between_collection_s=0.1,
     )
     return cluster, SlurmWorker(SlurmConfig(**{**given, **settings}), context)
 
@@ -55,6 +55,7 @@ class TestContract(ResumableWorkerContract):
     """It keeps what rampd asks of every worker, and of those whose runs outlive the daemon."""
 
     cluster: Cluster
+    patience_s = 60.0
 
     @pytest.fixture(autouse=True)
     def _ends(self) -> Iterator[None]:
