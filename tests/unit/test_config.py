@@ -325,7 +325,7 @@ def test_an_unknown_worker_hides_no_other_mistake(file: Path) -> None:
     """What every worker has is checked; keys that only the worker that was meant would know are left alone."""
     keys = {"worker_type": "sge", "timeout": "1h", "queue": "long"}
     assert problems(file, {"worker": keys}) == [
-        "5: worker.worker_type: found 'sge'; allowed: conda, cloud",
+        "5: worker.worker_type: found 'sge'; allowed: conda, cloud, any",
         "6: worker.timeout: found '1h'; allowed: a number, without quotes",
     ]
 
