@@ -139,13 +139,14 @@ def load_config(
     if model is not None:
         worker = _section(problems, "worker", model, data.get("worker"), needed="worker_type")
     folders = _folders(problems, data)
+    n_workers = _n_workers_of_worker(data, worker, warnings)
     if problems or ramp is None or dispatcher is None or worker is None:
         raise problems.error()
     return Settings(
         path=path.absolute(),
         deployment_dir=root,
         ramp=_resolve_ramp(ramp, root, folders),
-        dispatcher=_resolve_dispatcher(dispatcher, root, ramp.event_name),
+        dispatcher=_resolve_dispatcher(dispatcher, root, ramp.event_name, n_workers=n_workers),
         worker=worker,
         warnings=tuple(warnings),
     )
@@ -228,6 +229,17 @@ def _folders(problems: Problems, data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: worker[name] for name in _FOLDERS if worker.get(name) is not None}
 
 
+def _n_workers_of_worker(data: Mapping[str, Any], worker: WorkerConfig | None, warnings: list[str]) -> int | None:
+    """Return the n_workers of a worker that has one, where the dispatcher's does not stand."""
+    found = getattr(worker, "n_workers", None)
+    if not isinstance(found, int):
+        return None
+    if "n_workers" not in (data.get("dispatcher") or {}):
+        return found
+    warnings.append("worker.n_workers is ignored: dispatcher.n_workers stands as well, and counts")
+    return None
+
+
 def _resolve_ramp(ramp: RampSection, root: Path, folders: Mapping[str, Any]) -> RampSettings:
     event = Path("events") / ramp.event_name
 
@@ -252,13 +264,15 @@ def _resolve_ramp(ramp: RampSection, root: Path, folders: Mapping[str, Any]) -> 
     )
 
 
-def _resolve_dispatcher(section: DispatcherSection, root: Path, event_name: str) -> DispatcherSettings:
+def _resolve_dispatcher(
+    section: DispatcherSection, root: Path, event_name: str, *, n_workers: int | None
+) -> DispatcherSettings:
     cores = len(os.sched_getaffinity(0))
-    n_workers = section.n_workers if section.n_workers > 0 else max(1, cores + 1 + section.n_workers)
+    asked = n_workers if n_workers is not None else section.n_workers
     state_dir = section.state_dir or Path("events") / event_name / "state"
     return DispatcherSettings(
         hunger_policy=section.hunger_policy or HungerPolicy.SLEEP,
-        n_workers=n_workers,
+        n_workers=asked if asked > 0 else max(1, cores + 1 + asked),
         n_threads=section.n_threads,
         time_between_collection=section.time_between_collection,
         shutdown_grace=section.shutdown_grace,

@@ -55,7 +55,7 @@ def judge_run(job: Job, results: Results, *, staging: Path, config: WorkerConfig
             return Verdict(
                 Outcome.PLATFORM_ERROR, run_exit.status, results.message, reason, exit=run_exit, is_last_word=True
             )
-    unkept = ""
+    unkept = f"training_output was refused: {results.refused}." if results.refused else ""
     if run_exit.status == 0 and output is not None:
         try:
             scores = ramp_test.keep_training_output(
@@ -86,6 +86,7 @@ def _failed_before_training(job: Job, results: Results, traceback: str) -> bool:
         results.exit.signal is None
         and results.exit.status != 0
         and results.training_output is None
+        and not results.refused
         and bool(traceback)
         and f"submissions/{job.submission}" not in traceback
     )
@@ -103,7 +104,7 @@ def judge_timeout(job: Job, results: Results | None, stopped: Exit | None) -> Ve
 def participant_traceback(job: Job, results: Results) -> str:
     """Return the traceback that a participant may see, without the paths of this machine; empty if there is none."""
     return ramp_test.error_message(
-        training_output=results.training_output, log_path=results.log_path, hide=job.attempt_dir
+        training_output=results.training_output, log_path=results.log_path, hide=results.run_dir or job.attempt_dir
     )
 
 

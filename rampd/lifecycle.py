@@ -173,8 +173,14 @@ async def _run_and_judge(event: Event, progress: _Progress) -> Verdict:
     except OrderedError as ordered:
         return await _obey(event, progress, ordered.order)
     except _DeadlineError:
-        return await _time_out(event, progress)
+        if not await _has_ended(event, progress):
+            return await _time_out(event, progress)
     return await _judge(event, progress)
+
+
+async def _has_ended(event: Event, progress: _Progress) -> bool:
+    """Say whether a run that was taken over too late had ended by itself, while no daemon was there to see it."""
+    return event.worker.resumable and await event.worker.is_submission_finished(progress.allocation)
 
 
 def _platform_verdict(outcome: Outcome, error: Exception) -> Verdict:
@@ -249,6 +255,9 @@ async def _judge(event: Event, progress: _Progress) -> Verdict:
     begun = clock.boottime()
     try:
         results = await event.worker.collect_results(progress.job, progress.allocation)
+        if results.exit.timed_out:
+            log.info("submission.timed_out", timeout_s=progress.job.timeout_s)
+            return await asyncio.to_thread(judging.judge_timeout, progress.job, results, results.exit)
         return await asyncio.to_thread(
             judging.judge_run,
             progress.job,

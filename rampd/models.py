@@ -83,6 +83,8 @@ class Exit:
     log_bytes: int | None = None
     """What it printed; the log may hold less, see `log_capped`."""
     log_capped: bool = False
+    timed_out: bool = False
+    """Its machine ended it at its deadline by itself: no daemon was there to do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,10 @@ class Results:
     platform_error, which is final then. None: it is judged by what there is."""
     message: str = ""
     """What a participant may read of a failure that left no traceback."""
+    refused: str = ""
+    """Why there is no training_output although ramp-test left one: where it ran it was not taken."""
+    run_dir: Path | None = None
+    """The attempt's folder where it ran, if that was not `Job.attempt_dir`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,3 +119,12 @@ def iris_kit(ramp_environment: Path, tmp_path_factory: pytest.TempPathFactory) -
     root = tmp_path_factory.mktemp("iris")
     deployment.write_kit(deployment.kit_dir(root), deployment.data_dir(root), ramp_environment)
     return root
+
+
+@pytest.fixture(scope="session")
+def dask_is_warm() -> None:
+    """Have distributed start, before a test looks, the threads that it keeps for the whole life of a process."""
+    from distributed.utils import offload  # noqa: PLC0415 -- 0.7 s that other tests need not pay
+
+    with asyncio.Runner() as runner:
+        runner.run(offload(int))

@@ -19,6 +19,7 @@ _FINAL_OUTCOMES = tuple(outcome for outcome in Outcome if outcome is not Outcome
 _WHERE = {
     "pid": whole("the process group of the run, where it is on this machine", nullable=True, required=False),
     "host": text("the host of the run, where it is on another", nullable=True, required=False),
+    "dask_worker": text("the address of the Dask worker that has the run", required=False),
 }
 
 CATALOGUE: Final[Mapping[str, EventSpec]] = {

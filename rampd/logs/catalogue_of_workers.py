@@ -59,7 +59,21 @@ WORKER_RECORDS: Final[Mapping[str, EventSpec]] = {
     "dask.connected": EventSpec(
         "info",
         "The scheduler is there.",
-        {"scheduler": text("its address"), "workers": whole("how many workers it has")},
+        {
+            "scheduler": text("its address"),
+            "workers": whole("how many workers it has"),
+            "connect_s": number("how long it took"),
+        },
+    ),
+    "dask.full": EventSpec(
+        "info",
+        "All seats of the cluster are taken; submissions wait. Once, until there was one again.",
+        {"workers": whole("Dask workers that could run submissions"), "seats": whole("how many at once")},
+    ),
+    "dask.warned": EventSpec(
+        "warning",
+        "Something of the cluster is not as it should be; once.",
+        {"message": text("what, and what to do about it")},
     ),
     "dask.lost": EventSpec("warning", "The scheduler is gone.", {"scheduler": text("its address"), "error": ERROR}),
 }

@@ -18,7 +18,10 @@ from rampd.workers.base_worker import BaseWorker
 GROUP = "rampd.workers"
 
 
-_OWN = {"conda": EntryPoint(name="conda", value="rampd.workers.conda:CondaWorker", group=GROUP)}
+_OWN = {
+    "conda": EntryPoint(name="conda", value="rampd.workers.conda:CondaWorker", group=GROUP),
+    "dask": EntryPoint(name="dask", value="rampd.workers.dask:DaskWorker", group=GROUP),
+}
 """Known without the 20 ms that it takes to look through everything that is installed."""
 
 

@@ -11,6 +11,7 @@ import yaml
 from rampd.config import DispatcherSection, RampSection, WorkerConfig
 from rampd.event import load_settings
 from rampd.workers.conda import CondaConfig
+from rampd.workers.dask_config import DaskConfig
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -41,7 +42,19 @@ def test_the_example_shows_the_defaults(name: str) -> None:
     assert from_example.model_dump(exclude={"event_title"}) == from_nothing.model_dump(exclude={"event_title"})
 
 
-@pytest.mark.parametrize("model", [RampSection, DispatcherSection, WorkerConfig, CondaConfig])
+def test_the_example_shows_the_keys_of_dask_and_their_defaults() -> None:
+    """They stand in comments, ready to be used: every key, with the value that counts without it."""
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
+    first = next(number for number, line in enumerate(lines) if "worker_type dask has" in line) + 1
+    block = [line.strip().removeprefix("# ") for line in lines[first:] if line.startswith("  # ")]
+    shown = yaml.safe_load("\n".join(block))
+    added = set(DaskConfig.model_fields) - set(WorkerConfig.model_fields)
+    assert set(shown) == added
+    needed = {"worker_type": "dask", "dask_scheduler": shown["dask_scheduler"]}
+    assert DaskConfig.model_validate({"worker_type": "dask", **shown}) == DaskConfig.model_validate(needed)
+
+
+@pytest.mark.parametrize("model", [RampSection, DispatcherSection, WorkerConfig, CondaConfig, DaskConfig])
 def test_every_key_has_a_docstring(model: type[BaseModel]) -> None:
     """Under each field of a section stands what it means."""
     (tree,) = ast.parse(inspect.getsource(model)).body

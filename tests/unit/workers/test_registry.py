@@ -115,7 +115,7 @@ def test_an_unknown_name(plug_in: str) -> None:
         worker_class("cnoda")
     sentence = str(caught.value)
     assert "'cnoda'" in sentence
-    assert "conda, no-class, no-module, own, or package.module:Class" in sentence
+    assert "conda, dask, no-class, no-module, own, or package.module:Class" in sentence
 
 
 @pytest.mark.parametrize(

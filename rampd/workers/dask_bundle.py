@@ -1,0 +1,57 @@
+"""The remote part as what travels: its modules' sources, and the expression that a Dask worker evaluates."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path(__file__).parent
+_REMOTE = ("dask_look", "dask_run", "dask_remote")
+"""Executed in the Dask worker, in this order."""
+_KEEPER = ("supervisor", "launcher", "dask_keeper")
+"""Executed in a program of its own, once a run, in this order."""
+
+EXPRESSION = "exec(loader) or answer"
+"""Evaluated there by the builtin `eval`, which every Python knows by the same name: a function of ours would be
+pickled by value, which breaks across Python's minor versions, or by reference, which needs rampd on the far side."""
+
+# A module of its own for every version of ours: several daemons may use one cluster. setdefault, because the task's
+# thread and the event loop may both be the first.
+_LOADER = """
+import sys, types
+module = sys.modules.get(package + ".dask_remote")
+if module is None:
+    sys.modules.setdefault(package, types.ModuleType(package)).__path__ = []
+    for name, source in sources:
+        loaded = types.ModuleType(package + "." + name)
+        loaded.__package__ = package
+        exec(compile(source, package + "." + name, "exec"), loaded.__dict__)
+        module = sys.modules.setdefault(package + "." + name, loaded)
+answer = module.answer(request)
+"""
+
+
+@cache
+def _sources() -> tuple[tuple[str, str], ...]:
+    return tuple((name, (_FOLDER / f"{name}.py").read_text(encoding="utf-8")) for name in _REMOTE)
+
+
+@cache
+def keeper_sources() -> list[tuple[str, str]]:
+    """Return the modules of the program that watches over a run, to be sent with it."""
+    packages = [("rampd", ""), ("rampd.workers", "")]
+    sources = [(f"rampd.workers.{name}", (_FOLDER / f"{name}.py").read_text(encoding="utf-8")) for name in _KEEPER]
+    return packages + sources
+
+
+@cache
+def _package() -> str:
+    digest = hashlib.sha256(repr(_sources()).encode()).hexdigest()
+    return f"_rampd_{digest[:16]}"
+
+
+def names_for(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the names among which EXPRESSION is evaluated."""
+    return {"loader": _LOADER, "package": _package(), "sources": _sources(), "request": request}

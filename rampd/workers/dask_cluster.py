@@ -1,0 +1,532 @@
+"""The connection to a Dask cluster: one asynchronous client an event, kept up, on the daemon's own loop.
+
+The only module that imports distributed, and itself imported only when an event asks for Dask. It knows keys, workers
+and bytes; submissions are the business of `rampd.workers.dask`. Third-party errors end here.
+
+Nothing that comes from the cluster is unpickled: results and answers are bytes, and the client refuses everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import structlog
+from distributed import Client, Future, Security
+from distributed.protocol.pickle import dumps
+
+from rampd import clock
+from rampd.errors import WorkerError, WorkerLostError, WorkerSetupError, WorkerUnavailableError
+from rampd.workers.dask_bundle import EXPRESSION, names_for
+from rampd.workers.dask_run import TOPIC
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from contextlib import AsyncExitStack
+    from pathlib import Path
+
+log = structlog.get_logger("rampd.workers.dask")
+
+_CONNECT_S = 10.0
+_ASK_S = 30.0
+_LOOK_S = 0.5
+_CLOSE_S = 2.0
+_SLOT = "slot"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What an encrypted connection needs, as files."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DaskWorkerFacts:
+    """One Dask worker, as the scheduler knows it."""
+
+    address: str
+    host: str
+    name: str
+    nthreads: int
+    slots: int
+    """How many of the resource `slot` it declares; 0 where it declares none."""
+
+    @property
+    def seats(self) -> int:
+        """How many submissions run there at once: one, unless it declares more slots and has a thread for each."""
+        return max(1, min(self.slots, self.nthreads))
+
+
+class Cluster:
+    """A Dask cluster that may come and go.
+
+    Parameters
+    ----------
+    address
+        The scheduler's.
+    tls
+        Files for `tls://`; None for `tcp://`.
+    """
+
+    _quieted: ClassVar[bool] = False
+
+    def __init__(self, address: str, tls: TlsFiles | None) -> None:
+        self.address = address
+        self._tls = tls
+        self.error = "not connected yet"
+        """Why there is no connection, for people."""
+        self.versions: Mapping[str, str] = {}
+        self._client: Client | None = None
+        self._up = asyncio.Event()
+        self._down = asyncio.Event()
+        self._down.set()
+        self._futures: dict[str, Future[bytes]] = {}
+        self._started: dict[str, asyncio.Future[int | None]] = {}
+        self._workers: dict[str, DaskWorkerFacts] | None = None
+        self._generation = 0
+        self.changed = asyncio.Event()
+        """Set whenever a Dask worker comes or goes, or the connection does."""
+        self._leaving: dict[str, asyncio.Event] = {}
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Begin to connect, and go on doing so whenever the connection is lost; ended by `stack`."""
+        if not Cluster._quieted:
+            # What it says of itself at INFO, and of what it could not unpickle, is nothing for the stream.
+            logging.getLogger("distributed.protocol.core").setLevel(logging.CRITICAL + 1)
+            Cluster._quieted = True
+        keeping = asyncio.create_task(self._keep_up(), name="dask connection")
+        stack.push_async_callback(_cancelled, keeping)
+
+    async def wait_until_up(self, timeout_s: float) -> bool:
+        """Return whether there is a connection, waiting for one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._up.wait()
+        return self._up.is_set()
+
+    async def _keep_up(self) -> None:
+        tries = 0
+        is_said = False
+        while True:
+            client: Client | None = None
+            begun = clock.boottime()
+            try:
+                client = await self._connect()
+            except (WorkerError, OSError, TimeoutError, ValueError, ImportError, RuntimeError, TypeError) as error:
+                self.error = _sentence(error)
+                if not is_said:
+                    log.warning("dask.lost", scheduler=self.address, error=self.error)
+                is_said = True
+                tries += 1
+                await asyncio.sleep(min(5.0, 0.25 * 2.0**tries) * random.uniform(0.5, 1.0))  # noqa: S311 -- jitter
+                continue
+            try:
+                tries = 0
+                await self._stay_up(client, begun)
+                is_said = True
+            finally:
+                self._drop()
+                await _closed(client)
+
+    async def _connect(self) -> Client:
+        client = Client(
+            self.address,
+            asynchronous=True,
+            set_as_default=False,
+            security=await asyncio.to_thread(self._security),
+            deserializers=["msgpack", "dask", "error"],
+            timeout=_CONNECT_S,
+            name="rampd",
+        )
+        try:
+            async with asyncio.timeout(_CONNECT_S + 5.0):
+                await client
+            await self._greet(client)
+        except BaseException:
+            self._drop()
+            await _closed(client)
+            raise
+        return client
+
+    def _security(self) -> Security | None:
+        if self._tls is None:
+            return None
+        for path in (self._tls.ca, self._tls.certificate, self._tls.key):
+            if not path.is_file():
+                raise WorkerSetupError(f"there is no file {path}")
+        return Security(
+            tls_ca_file=str(self._tls.ca),
+            tls_client_cert=str(self._tls.certificate),
+            tls_client_key=str(self._tls.key),
+            require_encryption=True,
+        )
+
+    async def _greet(self, client: Client) -> None:
+        """Look who is there, and whether we speak the same language."""
+        client.subscribe_topic(TOPIC, self._heard_start)
+        client.subscribe_topic("all", self._heard)
+        self._client = client
+        self._workers = None
+        await self._refresh()
+        async with asyncio.timeout(_ASK_S):
+            versions = await client.get_versions(check=False)
+        self.versions = _distributed_versions(versions)
+
+    async def _stay_up(self, client: Client, begun: float) -> None:
+        self.error = ""
+        self._down.clear()
+        self._up.set()
+        self._announce_change()
+        log.info(
+            "dask.connected",
+            scheduler=self.address,
+            workers=len(self._workers or {}),
+            connect_s=clock.boottime() - begun,
+        )
+        for message in self.disagreements():
+            log.warning("dask.warned", message=message)
+        while client.status == "running":  # noqa: ASYNC110 -- the client tells nobody that it lost its scheduler
+            await asyncio.sleep(_LOOK_S)
+        self.error = "the connection broke"
+        log.warning("dask.lost", scheduler=self.address, error=self.error)
+
+    def _drop(self) -> None:
+        """Forget what is known by this client. What runs is asked for again by the next one."""
+        self._client = None
+        self._up.clear()
+        self._down.set()
+        self._workers = None
+        self._futures.clear()
+        self._announce_change()
+
+    def disagreements(self) -> list[str]:
+        """Return a sentence for each version of distributed in the cluster that is not ours."""
+        ours = self.versions.get("client")
+        by_version: dict[str, list[str]] = {}
+        for who, version in self.versions.items():
+            if version != ours:
+                by_version.setdefault(version, []).append(who)
+        return [
+            f"distributed {version} on {', '.join(who[:5])}{' and others' if len(who) > 5 else ''} "  # noqa: PLR2004
+            f"and {ours} in this daemon: install the same version everywhere if anything misbehaves"
+            for version, who in sorted(by_version.items())
+        ]
+
+    def _announce_change(self) -> None:
+        self.changed.set()
+        self.changed.clear()
+
+    def _heard(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        """Take in the scheduler's word of a Dask worker that came or went."""
+        message = event[1] if isinstance(event[1], dict) else {}
+        address = message.get("worker")
+        is_gone = message.get("action") == "remove-worker" and isinstance(address, str)
+        if is_gone and (leaving := self._leaving.pop(str(address), None)):
+            leaving.set()
+        if message.get("action") in ("add-worker", "remove-worker"):
+            self._workers = None
+            self._generation += 1
+            self._announce_change()
+
+    def _heard_start(self, event: tuple[float, Mapping[str, Any]]) -> None:
+        message = event[1] if isinstance(event[1], dict) else {}
+        pid = message.get("pid")
+        self.note_start(str(message.get("attempt")), pid if isinstance(pid, int) else None)
+
+    def note_start(self, attempt_id: str, pid: int | None) -> None:
+        """Take in that the process of an attempt exists, as whom."""
+        started = self._started.get(attempt_id)
+        if started is not None and not started.done():
+            started.set_result(pid)
+
+    def _here(self) -> Client:
+        if self._client is None or self._client.status != "running":
+            raise WorkerUnavailableError(f"the Dask scheduler {self.address} cannot be reached: {self.error}")
+        return self._client
+
+    async def _refresh(self) -> dict[str, DaskWorkerFacts]:
+        if self._workers is None:
+            generation = self._generation
+            identity = await self._call("identity")
+            found = {address: _facts(address, one) for address, one in identity.get("workers", {}).items()}
+            if generation == self._generation:
+                self._workers = found
+            return found
+        return self._workers
+
+    async def _call(self, operation: str, *, timeout_s: float = _ASK_S, **arguments: Any) -> Any:
+        """Ask the scheduler itself.
+
+        Raises
+        ------
+        WorkerUnavailableError
+            It does not answer.
+        """
+        client = self._client or self._here()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await getattr(client.scheduler, operation)(**arguments)
+        except (OSError, TimeoutError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise WorkerUnavailableError(
+                f"the Dask scheduler {self.address} does not answer ({operation}): {_sentence(error)}"
+            ) from error
+
+    async def workers(self) -> Mapping[str, DaskWorkerFacts]:
+        """Return the Dask workers that there are, by address."""
+        self._here()
+        return await self._refresh()
+
+    def known_workers(self) -> Collection[DaskWorkerFacts]:
+        """Return the Dask workers that were there when it was last looked."""
+        return (self._workers or {}).values()
+
+    async def processing(self) -> Mapping[str, Collection[str]]:
+        """Return the keys that each Dask worker has to do, or does; other clients' as well."""
+        self._here()
+        found: Mapping[str, Collection[str]] = await self._call("processing", workers=None)
+        return found
+
+    async def ask(
+        self, addresses: Collection[str] | None, request: dict[str, Any], *, timeout_s: float = _ASK_S
+    ) -> dict[str, bytes]:
+        """Have Dask workers answer a request on their event loops; who does not answer is missing in the result.
+
+        `Client.run` would unpickle what it gets: this is the same question without that.
+        """
+        self._here()
+        answers = await self._call(
+            "broadcast",
+            timeout_s=timeout_s,
+            msg={
+                "op": "run",
+                "function": dumps(eval),
+                "args": dumps((EXPRESSION, names_for(request))),
+                "kwargs": dumps({}),
+                "wait": True,
+            },
+            workers=None if addresses is None else list(addresses),
+            nanny=False,
+            on_error="ignore",
+        )
+        return {
+            address: answer["result"]
+            for address, answer in answers.items()
+            if isinstance(answer, dict) and isinstance(answer.get("result"), bytes)
+        }
+
+    async def submit(self, key: str, worker: DaskWorkerFacts, request: dict[str, Any]) -> None:
+        """Give a Dask worker something to run, and have the scheduler keep it under its key for a later daemon.
+
+        It is pinned: should its worker die, no other one takes it over without our knowing.
+        """
+        client = self._here()
+        future = client.submit(
+            eval,
+            EXPRESSION,
+            names_for(request),
+            key=key,
+            pure=False,
+            retries=0,
+            workers=[worker.address],
+            allow_other_workers=False,
+            resources={_SLOT: 1} if worker.slots else None,
+        )
+        self._futures[key] = future
+        try:
+            async with asyncio.timeout(_ASK_S):
+                await client.publish_dataset(future, name=key, override=True)
+        except (OSError, TimeoutError, RuntimeError, ValueError, KeyError) as error:
+            raise self._silent(error) from error
+
+    async def published(self) -> Collection[str]:
+        """Return the keys that the scheduler keeps, whoever's they are."""
+        self._here()
+        names = await self._call("publish_list")
+        return [name for name in names if isinstance(name, str)]
+
+    async def _future(self, key: str) -> Future[bytes]:
+        """Return the future of a key, taken over from an earlier client if need be.
+
+        Raises
+        ------
+        WorkerLostError
+            The scheduler does not know it.
+        """
+        future = self._futures.get(key)
+        if future is None:
+            if key not in await self.published():
+                raise WorkerLostError(f"the Dask scheduler {self.address} was restarted: it has forgotten the run")
+            client = self._here()
+            future = self._futures[key] = Future(key, client)
+            # What Client.get_dataset does after it unpickled the future, which we refuse to.
+            client._send_to_scheduler({"op": "client-desires-keys", "keys": [key], "client": client.id})  # noqa: SLF001 -- no public way
+        return future
+
+    async def is_done(self, key: str) -> bool:
+        """Return whether what was submitted under a key has ended.
+
+        Raises
+        ------
+        WorkerLostError
+            The scheduler does not know it, or its Dask worker is gone.
+        """
+        self._here()
+        states = await self._call("get_task_status", keys=[key])
+        state = states.get(key) if isinstance(states, dict) else None
+        if state in (None, "lost", "no-worker", "forgotten"):
+            raise WorkerLostError(f"the run is gone (its task is {state or 'unknown'} to the Dask scheduler)")
+        return state in ("memory", "erred")
+
+    def expect_start(self, attempt_id: str) -> asyncio.Future[int | None]:
+        """Return what is done, with its pid, when the process of an attempt exists."""
+        return self._started.setdefault(attempt_id, asyncio.get_running_loop().create_future())
+
+    async def result(self, key: str, address: str, *, patience_s: Callable[[], float]) -> bytes:
+        """Wait for what was submitted under a key, through lost connections, and return its bytes.
+
+        Parameters
+        ----------
+        key
+            As it was submitted.
+        address
+            The Dask worker that has it.
+        patience_s
+            For how long to wait for a scheduler that cannot be reached, in seconds from now.
+
+        Raises
+        ------
+        WorkerLostError
+            The Dask worker is gone, the scheduler forgot the run, or it cannot be reached for too long.
+        """
+        while True:
+            if not await self.wait_until_up(max(0.0, patience_s())):
+                raise WorkerLostError(f"the Dask scheduler {self.address} could not be reached in time: {self.error}")
+            # Before we look whether it is there: nothing may come between the two.
+            leaving = self._leaving.setdefault(address, asyncio.Event())
+            try:
+                future = await self._future(key)
+                if address not in await self.workers():
+                    raise WorkerLostError(f"the Dask worker {address} is gone")
+            except WorkerUnavailableError:
+                await asyncio.sleep(_LOOK_S)
+                continue
+            found = await self._first_of(future, leaving, address)
+            if found is not None:
+                return found
+            self._futures.pop(key, None)
+            # A future that was cancelled under us: the connection broke, and this client is about to notice.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._down.wait()
+
+    async def _first_of(self, future: Future[bytes], leaving: asyncio.Event, address: str) -> bytes | None:
+        got = asyncio.ensure_future(_result_of(future))
+        left = asyncio.ensure_future(leaving.wait())
+        down = asyncio.ensure_future(self._down.wait())
+        try:
+            await asyncio.wait({got, left, down}, return_when=asyncio.FIRST_COMPLETED)
+            if got.done():
+                return got.result()
+            if left.done():
+                raise WorkerLostError(f"the Dask worker {address} is gone")
+            return None
+        finally:
+            for waiting in (got, left, down):
+                waiting.cancel()
+            await asyncio.wait({got, left, down})
+            if got.done() and not got.cancelled():
+                got.exception()
+
+    async def forget(self, keys: Collection[str]) -> None:
+        """Let the scheduler forget keys; a run that still goes on is not ended by that."""
+        for key in keys:
+            self._futures.pop(key, None)
+        if not keys:
+            return
+        client = self._here()
+        try:
+            async with asyncio.timeout(_ASK_S):
+                for key in keys:
+                    await client.unpublish_dataset(key)
+        except (OSError, TimeoutError, RuntimeError) as error:
+            raise self._silent(error) from error
+
+    def _silent(self, error: Exception) -> WorkerUnavailableError:
+        return WorkerUnavailableError(f"the Dask scheduler {self.address} does not answer: {_sentence(error)}")
+
+    def has_ended(self, attempt_id: str) -> None:
+        """Let go of what was kept for an attempt."""
+        self._started.pop(attempt_id, None)
+
+
+async def _result_of(future: Future[bytes]) -> bytes | None:
+    """Return a future's bytes; None if it was cancelled, which a lost connection does.
+
+    Raises
+    ------
+    WorkerError
+        The task itself failed: Dask could not even call what was sent.
+    """
+    try:
+        result = await future.result()
+    except (OSError, TimeoutError) as error:
+        raise WorkerLostError(f"the result could not be fetched: {_sentence(error)}") from error
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        if future.cancelled():
+            return None
+        raise WorkerError(f"the Dask worker could not run the task: {_sentence(error)}") from error
+    if not isinstance(result, bytes):
+        raise WorkerError("the Dask worker returned something that is not ours")
+    return result
+
+
+def _facts(address: str, identity: Mapping[str, Any]) -> DaskWorkerFacts:
+    resources = identity.get("resources") or {}
+    return DaskWorkerFacts(
+        address=address,
+        host=str(identity.get("host", "")),
+        name=str(identity.get("name", address)),
+        nthreads=int(identity.get("nthreads", 1)),
+        slots=int(resources.get(_SLOT, 0)),
+    )
+
+
+def _distributed_versions(versions: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions of distributed by who has them: client, scheduler, and each Dask worker's address."""
+    found = {}
+    for who in ("client", "scheduler"):
+        found[who] = _version(versions.get(who))
+    for address, one in (versions.get("workers") or {}).items():
+        found[f"worker {address}"] = _version(one)
+    return {who: version for who, version in found.items() if version}
+
+
+def _version(one: Any) -> str:
+    packages = one.get("packages") if isinstance(one, dict) else None
+    return str(packages.get("distributed", "")) if isinstance(packages, dict) else ""
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return text[:300]
+
+
+async def _closed(client: Client | None) -> None:
+    if client is not None:
+        with suppress(OSError, TimeoutError, RuntimeError, AttributeError):
+            async with asyncio.timeout(_CLOSE_S + 1.0):
+                await client.close(timeout=_CLOSE_S)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
