@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,3 +131,18 @@ def dask_is_warm() -> None:
 
     with asyncio.Runner() as runner:
         runner.run(offload(int))
+
+
+@pytest.fixture(scope="session")
+def dask_environment() -> Path:
+    """Return a prefix that has distributed and nothing else: RAMPD_TEST_DASK_ENVIRONMENT, else one that is made once."""
+    if given := os.environ.get("RAMPD_TEST_DASK_ENVIRONMENT"):
+        return Path(given)
+    prefix = _ROOT / ".venv-dask"
+    wanted = f"distributed=={version('distributed')}"
+    if not (prefix / wanted).exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(prefix)], check=True)
+        pip = [str(prefix / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", wanted]
+        subprocess.run(pip, check=True)
+        (prefix / wanted).touch()
+    return prefix

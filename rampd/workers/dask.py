@@ -49,6 +49,8 @@ _RECONNECT_S = 5.0
 _OPENING_S = 3.0
 _ASK_AGAIN_S = 0.05
 _MARGIN_S = 1.0
+REMOTE_GRACE_S = 15.0
+"""The daemon ends a run at its timeout; so much later its host does, for a daemon that is gone."""
 OWNER_FILE = "dask_owner"
 
 
@@ -93,7 +95,9 @@ class DaskWorker(Worker[DaskAllocation]):
         self._known: set[str] = set()
         """Attempts that this process has to do with."""
         self._owed: frozenset[str] | None = None
-        """What a reclaim that could not be made yet leaves alone."""
+        """Attempts still to be removed from a host where nobody was: the Dask worker's address, and the host."""
+        self._left: dict[str, tuple[str, str]] = {}
+        """Attempts that could not be removed from their Dask worker's host, nobody being there: its address, and the host."""
         self._cluster: Cluster
         self._owner = ""
 
@@ -114,6 +118,8 @@ class DaskWorker(Worker[DaskAllocation]):
         self._transfer = Transfer(self._cluster, self._request)
         self._seats = Seats(self._cluster, self._request("look"), self.context.time_between_collection_s)
         await self._cluster.open(stack)
+        sweeping = asyncio.create_task(self._sweep(), name="dask sweep")
+        stack.push_async_callback(_cancelled, sweeping)
         for message in self._exposures():
             log.warning("worker.uncontained", message=message)
         await self._cluster.wait_until_up(_OPENING_S)
@@ -245,7 +251,7 @@ class DaskWorker(Worker[DaskAllocation]):
             "archive": archive,
             "arguments": ramp_test.argv(Path("/"), remote_job, Path(SUBMISSIONS))[1:],
             "environment": self._environment(job),
-            "timeout_s": job.timeout_s,
+            "deadline_s": job.timeout_s + REMOTE_GRACE_S,
             "max_log_bytes": int(self.config.max_log_bytes),
             "max_bytes": int(self.config.max_output_bytes),
             "max_files": self.config.max_output_files,
@@ -405,11 +411,27 @@ class DaskWorker(Worker[DaskAllocation]):
         if not await self._cluster.wait_until_up(_RECONNECT_S):
             raise WorkerUnavailableError(f"the Dask scheduler cannot be reached: {self._cluster.error}")
         # The run first: what the scheduler has forgotten would give its seat away while the run is still being ended.
-        await self._remove(attempt_id, allocation.dask_worker, allocation.host)
+        if not await self._remove(attempt_id, allocation.dask_worker, allocation.host):
+            self._left[attempt_id] = allocation.dask_worker, allocation.host
         await self._cluster.forget([allocation.key])
 
-    async def _remove(self, attempt_id: str, address: str, host: str) -> None:
-        """End and remove an attempt on its host: by its own Dask worker, or by another one that is there."""
+    async def _sweep(self) -> None:
+        """Remove what could not be removed as soon as somebody is back on its host."""
+        while True:
+            await self._cluster.changed.wait()
+            for attempt_id, (address, host) in list(self._left.items()):
+                with suppress(WorkerError, TimeoutError):
+                    if await self._remove(attempt_id, address, host):
+                        del self._left[attempt_id]
+
+    async def _remove(self, attempt_id: str, address: str, host: str) -> bool:
+        """End and remove an attempt on its host: by its own Dask worker, or by another one that is there.
+
+        Returns
+        -------
+        bool
+            False where none is there; the run's keeper has ended it, and its fence is left.
+        """
         request = self._request("remove", attempt=attempt_id)
         async with asyncio.timeout(_STOP_S):
             while True:
@@ -417,10 +439,10 @@ class DaskWorker(Worker[DaskAllocation]):
                 if address not in workers:
                     address = next((one.address for one in workers.values() if one.host == host), "")
                 if not address:
-                    return  # its keeper removes it; what is left is reclaimed when somebody is back on that host
+                    return False
                 answers = await self._cluster.ask([address], request)
                 if address in answers and split(answers[address])[0].get("gone"):
-                    return
+                    return True
                 await asyncio.sleep(_ASK_AGAIN_S)
 
     @property
@@ -466,6 +488,11 @@ class DaskWorker(Worker[DaskAllocation]):
         await self._cluster.forget(gone)
         self._owed = None
         return reclaimed + [f"task {key}" for key in gone]
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
 
 
 def _begin_log(path: Path) -> None:

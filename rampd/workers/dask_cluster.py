@@ -119,7 +119,7 @@ class Cluster:
             begun = clock.boottime()
             try:
                 client = await self._connect()
-            except (WorkerError, OSError, TimeoutError, ValueError, ImportError, RuntimeError, TypeError) as error:
+            except Exception as error:  # noqa: BLE001 -- a foreign handshake, and this task is to go on whatever it was
                 self.error = _sentence(error)
                 if not is_said:
                     log.warning("dask.lost", scheduler=self.address, error=self.error)

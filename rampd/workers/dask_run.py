@@ -34,8 +34,6 @@ TOPIC = "rampd-started"
 """The scheduler's topic on which a run says that its process exists."""
 INLINE_BYTES = 256 << 10
 """What may travel with the answer of ``run``; larger results stay in the attempt's folder and are read in pieces."""
-_GRACE_S = 15.0
-"""The daemon ends a run at its timeout; this much later it ends by itself, for a daemon that is gone."""
 _LOOK_S = 0.5
 _NICENESS = 10
 _MAX_DEPTH = 40
@@ -150,7 +148,7 @@ class Run:
     def _wait(self) -> dict[str, Any]:
         """Follow the keeper's reports to the end of the run; end it at its deadline, or with the Dask worker."""
         begun = time.monotonic()
-        deadline = begun + self.request["timeout_s"] + _GRACE_S
+        deadline = begun + self.request["deadline_s"]
         ended: dict[str, Any] = {}
         timed_out = False
         for word, rest in self._reports():

@@ -1,0 +1,365 @@
+"""A cluster that breaks under running submissions: each ends in the right state, and nothing is left anywhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.daemon import RampdProcess, processes_marked, wait_until
+from support.dask import DaskCluster, dask_section
+from support.deployment import Deployment
+from support.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(180)
+
+_PATIENCE_S = 90.0
+# Five minutes in a few seconds; distributed refuses a TCP timeout below 11 s.
+_FAST = {
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "12s",
+    "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s",
+}
+# Says that it runs, once a line and a start; has a child in a session of its own; ends well when it is told to.
+_WAITS = """
+echo started >> ROOT/starts
+setsid sleep 1000 &
+while [ ! -e ROOT/go ]; do sleep 0.05; done
+pkill -P $$ 2>/dev/null
+"""
+
+
+@dataclass
+class Room:
+    """A cluster and an event that uses it."""
+
+    cluster: DaskCluster
+    event: Deployment
+    proxy: Proxy | None = None
+
+    @property
+    def root(self) -> Path:
+        """Where everything is."""
+        return self.event.root
+
+    def submit(self, name: str = "one") -> None:
+        """Hand in a submission that runs until `go`."""
+        self.event.submit(name, _WAITS.replace("ROOT", str(self.root)))
+
+    def starts(self) -> int:
+        """Return how often a submission was started, on whatever host."""
+        path = self.root / "starts"
+        return path.read_text(encoding="utf-8").count("started") if path.exists() else 0
+
+    def go(self) -> None:
+        """Let submissions end."""
+        (self.root / "go").touch()
+
+    def use(self, **worker: Any) -> None:
+        """Write the event's config."""
+        self.event.worker = dask_section(
+            self.cluster, conda_env=str(self.event.environment), **{"timeout": 300, **worker}
+        )
+        self.event.dispatcher |= {"n_workers": 2, "shutdown_grace": 0, "time_between_collection": 0.1}
+        self.event.write_config()
+
+    def daemon(self) -> RampdProcess:
+        """Return a daemon to be started."""
+        return RampdProcess(self.event.config, environment={**os.environ, **_FAST})
+
+    def is_clean(self) -> bool:
+        """Return whether no process and no folder of a run is left on any host."""
+        left = [path for folder in self.cluster.root.glob("scratch-*") for path in folder.glob("rampd-*/**/*")]
+        return not left and not processes_marked("/attempts/")
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Room]:
+    """Give a scheduler without workers; hold the test to leaving nothing on any host."""
+    event = Deployment(tmp_path / "deployment")
+    event.make_stub_environment()
+    with DaskCluster(tmp_path / "cluster", settings=_FAST) as cluster:
+        cluster.scheduler()
+        room = Room(cluster, event)
+        room.use()
+        yield room
+
+
+def _ends_well(daemon: RampdProcess, room: Room, *, attempts: int, name: str = "one") -> None:
+    finished = daemon.wait_for("submission.finished", submission=name, timeout_s=_PATIENCE_S)
+    assert (finished["outcome"], finished["attempts"]) == ("ok", attempts), finished
+    wait_until(room.is_clean, timeout_s=_PATIENCE_S, what="nothing left on the hosts")
+    assert daemon.stop() == 0
+
+
+def test_a_worker_that_is_killed(room: Room) -> None:
+    """Its run dies with it, folder and all, and the submission is tried again on another host."""
+    first = room.cluster.worker("127.0.0.2", "--no-nanny")
+    with room.daemon() as daemon:
+        room.submit()
+        started = daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        assert started["host"] == "127.0.0.2"
+        first.send(signal.SIGKILL)
+        room.cluster.worker("127.0.0.3")
+        retried = daemon.wait_for("submission.retried", outcome="lost_host", timeout_s=_PATIENCE_S)
+        assert "Dask worker" in retried["reason"]
+        again = daemon.wait_for("submission.started", count=2, timeout_s=_PATIENCE_S)
+        assert again["host"] == "127.0.0.3"
+        scratch = room.cluster.scratch("127.0.0.2")
+        wait_until(lambda: not list(scratch.glob("rampd-*/attempts/*")), what="the folder of the first run gone")
+        room.go()
+        finished = daemon.wait_for("submission.finished", timeout_s=_PATIENCE_S)
+        assert (finished["outcome"], finished["attempts"]) == ("ok", 2)
+        assert room.starts() == 2
+        # Whoever comes back on that host finds the fence, which is all that was left, and takes it away.
+        room.cluster.worker("127.0.0.2")
+        assert daemon.stop() == 0
+    with room.daemon() as daemon:
+        wait_until(room.is_clean, timeout_s=_PATIENCE_S, what="nothing left on the hosts")
+        assert daemon.stop() == 0
+
+
+def test_a_worker_process_that_its_nanny_starts_again(room: Room) -> None:
+    """A worker at the same address again is given the task again by Dask; the fence refuses it."""
+    port = "41%02d" % (room.cluster.port % 100)
+    nanny = room.cluster.worker("127.0.0.2", "--worker-port", port)
+    with room.daemon() as daemon:
+        room.submit()
+        daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        (worker,) = nanny.workers()
+        worker.kill()
+        daemon.wait_for("submission.retried", outcome="lost_host", timeout_s=_PATIENCE_S)
+        daemon.wait_for("submission.started", count=2, timeout_s=_PATIENCE_S)
+        assert room.starts() == 2
+        room.go()
+        _ends_well(daemon, room, attempts=2)
+
+
+def test_dask_runs_a_task_again_while_no_daemon_is_there(room: Room) -> None:
+    """One attempt runs once, whatever Dask does: the second run of its task is refused, and a new attempt made."""
+    port = "42%02d" % (room.cluster.port % 100)
+    nanny = room.cluster.worker("127.0.0.2", "--worker-port", port)
+    with room.daemon() as daemon:
+        room.submit()
+        daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        daemon.kill()
+    (worker,) = nanny.workers()
+    worker.kill()
+    wait_until(lambda: len(nanny.workers()) == 1 and nanny.workers()[0] != worker, timeout_s=_PATIENCE_S)
+    with room.daemon() as daemon:
+        daemon.wait_for("submission.resumed", timeout_s=_PATIENCE_S)
+        daemon.wait_for("submission.retried", outcome="lost_host", timeout_s=_PATIENCE_S)
+        daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        assert room.starts() == 2
+        room.go()
+        _ends_well(daemon, room, attempts=2)
+
+
+def test_a_worker_that_is_terminated(room: Room) -> None:
+    """A `dask worker` command that is told to end ends its run; the submission is tried again elsewhere."""
+    first = room.cluster.worker("127.0.0.2")
+    with room.daemon() as daemon:
+        room.submit()
+        daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        first.send(signal.SIGTERM)
+        first.process.wait(_PATIENCE_S)
+        wait_until(lambda: not processes_marked("/attempts/"), timeout_s=_PATIENCE_S, what="the run's end")
+        room.cluster.worker("127.0.0.2")
+        daemon.wait_for("submission.started", count=2, timeout_s=_PATIENCE_S)
+        room.go()
+        _ends_well(daemon, room, attempts=2)
+
+
+def test_a_scheduler_that_is_restarted(room: Room) -> None:
+    """It has forgotten everything, and its workers end; the submission is tried again when there are new ones."""
+    room.cluster.worker("127.0.0.2")
+    with room.daemon() as daemon:
+        room.submit()
+        daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        room.cluster.restart_scheduler()
+        room.cluster.worker("127.0.0.2")
+        daemon.wait_for("dask.lost", timeout_s=_PATIENCE_S)
+        daemon.wait_for("dask.connected", count=2, timeout_s=_PATIENCE_S)
+        daemon.wait_for("submission.retried", outcome="lost_host", timeout_s=_PATIENCE_S)
+        daemon.wait_for("submission.started", count=2, timeout_s=_PATIENCE_S)
+        room.go()
+        _ends_well(daemon, room, attempts=2)
+
+
+@pytest.mark.parametrize("how", ["cut", "swallowed"])
+def test_a_network_that_is_gone_for_a_while(room: Room, how: str) -> None:
+    """The daemon finds its run again, and its log, whether connections broke or were only silent for too long."""
+    room.cluster.worker("127.0.0.2")
+    with Proxy(room.cluster.port) as proxy:
+        room.event.worker["dask_scheduler"] = f"tcp://127.0.0.1:{proxy.port}"
+        room.event.write_config()
+        with room.daemon() as daemon:
+            room.submit()
+            daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+            if how == "cut":
+                proxy.cut()
+                daemon.wait_for("dask.lost", timeout_s=_PATIENCE_S)
+                proxy.mend()
+            else:
+                proxy.swallow()
+                daemon.wait_for("dask.lost", timeout_s=_PATIENCE_S)
+                proxy.mend(drop=True)
+            daemon.wait_for("dask.connected", count=2, timeout_s=_PATIENCE_S)
+            room.go()
+            _ends_well(daemon, room, attempts=1)
+    assert room.starts() == 1
+
+
+def test_a_run_that_ends_while_the_network_is_gone(room: Room) -> None:
+    """What it came to is fetched when the network is back."""
+    room.cluster.worker("127.0.0.2")
+    with Proxy(room.cluster.port) as proxy:
+        room.event.worker["dask_scheduler"] = f"tcp://127.0.0.1:{proxy.port}"
+        room.event.write_config()
+        with room.daemon() as daemon:
+            room.submit()
+            daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+            proxy.cut()
+            room.go()
+            daemon.wait_for("dask.lost", timeout_s=_PATIENCE_S)
+            wait_until(lambda: not processes_marked("/submissions/one"), timeout_s=_PATIENCE_S, what="its end")
+            proxy.mend()
+            _ends_well(daemon, room, attempts=1)
+
+
+def test_a_network_that_stays_away_until_the_deadline(room: Room) -> None:
+    """What became of the run in time is not known, so it is the platform's failure, and tried again; not a timeout."""
+    room.use(timeout=15)
+    room.cluster.worker("127.0.0.2")
+    with Proxy(room.cluster.port) as proxy:
+        room.event.worker["dask_scheduler"] = f"tcp://127.0.0.1:{proxy.port}"
+        room.event.write_config()
+        with room.daemon() as daemon:
+            room.submit()
+            daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+            proxy.cut()
+            room.go()
+            retried = daemon.wait_for("submission.retried", timeout_s=_PATIENCE_S)
+            assert retried["outcome"] == "lost_host"
+            proxy.mend()
+            _ends_well(daemon, room, attempts=2)
+
+
+def test_a_worker_whose_network_is_gone(room: Room) -> None:
+    """A worker that cannot reach its scheduler ends its run by itself; the submission is tried again elsewhere."""
+    with Proxy(room.cluster.port) as proxy:
+        room.cluster.worker("127.0.0.2", "--no-nanny", address=f"tcp://127.0.0.1:{proxy.port}")
+        with room.daemon() as daemon:
+            room.submit()
+            daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+            proxy.cut()
+            daemon.wait_for("submission.retried", outcome="lost_host", timeout_s=_PATIENCE_S)
+            wait_until(lambda: not processes_marked("/attempts/"), timeout_s=_PATIENCE_S, what="the run's end")
+            room.cluster.worker("127.0.0.2")
+            daemon.wait_for("submission.started", count=2, timeout_s=_PATIENCE_S)
+            room.go()
+            _ends_well(daemon, room, attempts=2)
+
+
+def test_no_workers_and_one_that_joins_later(room: Room) -> None:
+    """Submissions wait and the log says why, once; the first worker that joins runs them."""
+    with room.daemon() as daemon:
+        room.submit()
+        room.go()
+        held = daemon.wait_for("event.held", timeout_s=_PATIENCE_S)
+        assert "has no workers" in held["missing"]
+        room.cluster.worker("127.0.0.2")
+        daemon.wait_for("event.released", timeout_s=_PATIENCE_S)
+        _ends_well(daemon, room, attempts=1)
+    assert len(daemon.find("event.held")) == 1
+
+
+def test_no_scheduler_at_the_start(room: Room) -> None:
+    """The event is held, and served when the scheduler is there."""
+    room.cluster.processes.pop().stop()
+    with room.daemon() as daemon:
+        room.submit()
+        room.go()
+        held = daemon.wait_for("event.held", timeout_s=_PATIENCE_S)
+        assert room.cluster.address in held["missing"]
+        assert len(daemon.find("dask.lost")) == 1
+        room.cluster.scheduler()
+        room.cluster.worker("127.0.0.2")
+        _ends_well(daemon, room, attempts=1)
+
+
+def test_another_worker_joins_while_all_seats_are_taken(room: Room) -> None:
+    """The one that waits for a seat takes the new worker's; there need be no more workers than submissions."""
+    room.cluster.worker("127.0.0.2")
+    with room.daemon() as daemon:
+        room.submit("one")
+        room.submit("two")
+        daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        daemon.wait_for("dask.full", timeout_s=_PATIENCE_S)
+        room.cluster.worker("127.0.0.3")
+        daemon.wait_for("submission.started", count=2, timeout_s=_PATIENCE_S)
+        assert {record["host"] for record in daemon.find("submission.started")} == {"127.0.0.2", "127.0.0.3"}
+        room.go()
+        daemon.finished("one", "two", timeout_s=_PATIENCE_S)
+        _ends_well(daemon, room, attempts=1)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_daemon_that_is_restarted(room: Room, how: signal.Signals) -> None:
+    """The training goes on without it, in the same process; the next daemon takes it over, log and all."""
+    room.cluster.worker("127.0.0.2")
+    with room.daemon() as daemon:
+        room.submit()
+        started = daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        wait_until(lambda: room.starts() == 1, what="the start")
+        daemon.process.send_signal(how)
+        daemon.process.wait(_PATIENCE_S)
+    assert processes_marked("/attempts/")
+    with room.daemon() as daemon:
+        resumed = daemon.wait_for("submission.resumed", timeout_s=_PATIENCE_S)
+        assert (resumed["pid"], resumed["dask_worker"]) == (started["pid"], started["dask_worker"])
+        room.go()
+        _ends_well(daemon, room, attempts=1)
+    assert room.starts() == 1
+
+
+def test_a_run_that_ends_while_there_is_no_daemon(room: Room) -> None:
+    """Its results wait with its future for the next daemon, even beyond the timeout."""
+    room.use(timeout=10)
+    room.cluster.worker("127.0.0.2")
+    with room.daemon() as daemon:
+        room.submit()
+        launched = daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        daemon.kill()
+    assert launched
+    room.go()
+    wait_until(lambda: not processes_marked("/submissions/one"), timeout_s=_PATIENCE_S, what="its end")
+    deadline = time.monotonic() + 10.5
+    wait_until(lambda: time.monotonic() > deadline, timeout_s=20, what="the timeout")
+    with room.daemon() as daemon:
+        _ends_well(daemon, room, attempts=1)
+
+
+def test_a_scheduler_that_is_restarted_while_there_is_no_daemon(room: Room) -> None:
+    """The scheduler has forgotten the run: the next daemon says so and tries the submission again."""
+    worker = room.cluster.worker("127.0.0.2")
+    with room.daemon() as daemon:
+        room.submit()
+        daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        daemon.kill()
+    room.cluster.restart_scheduler()
+    worker.process.wait(_PATIENCE_S)
+    room.cluster.worker("127.0.0.2")
+    with room.daemon() as daemon:
+        retried = daemon.wait_for("submission.retried", outcome="lost_host", timeout_s=_PATIENCE_S)
+        assert "forgotten" in retried["reason"]
+        daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        room.go()
+        _ends_well(daemon, room, attempts=2)
