@@ -135,7 +135,7 @@ def dask_is_warm() -> None:
 
 @pytest.fixture(scope="session")
 def dask_environment() -> Path:
-    """Return a prefix that has distributed and nothing else: RAMPD_TEST_DASK_ENVIRONMENT, else one that is made once."""
+    """Return a prefix with distributed and nothing else: RAMPD_TEST_DASK_ENVIRONMENT, else one that is made once."""
     if given := os.environ.get("RAMPD_TEST_DASK_ENVIRONMENT"):
         return Path(given)
     prefix = _ROOT / ".venv-dask"

@@ -95,9 +95,9 @@ class DaskWorker(Worker[DaskAllocation]):
         self._known: set[str] = set()
         """Attempts that this process has to do with."""
         self._owed: frozenset[str] | None = None
-        """Attempts still to be removed from a host where nobody was: the Dask worker's address, and the host."""
+        """What a reclaim that could not be made yet leaves alone."""
         self._left: dict[str, tuple[str, str]] = {}
-        """Attempts that could not be removed from their Dask worker's host, nobody being there: its address, and the host."""
+        """Attempts still to be removed from a host where nobody was: the Dask worker's address, and the host."""
         self._cluster: Cluster
         self._owner = ""
 
@@ -408,21 +408,25 @@ class DaskWorker(Worker[DaskAllocation]):
         self._cluster.has_ended(attempt_id)
         self._known.discard(attempt_id)
         self._fresh.discard(attempt_id)
+        # Kept for whoever comes back first, the scheduler or somebody on that host.
+        self._left[attempt_id] = allocation.dask_worker, allocation.host
         if not await self._cluster.wait_until_up(_RECONNECT_S):
             raise WorkerUnavailableError(f"the Dask scheduler cannot be reached: {self._cluster.error}")
         # The run first: what the scheduler has forgotten would give its seat away while the run is still being ended.
-        if not await self._remove(attempt_id, allocation.dask_worker, allocation.host):
-            self._left[attempt_id] = allocation.dask_worker, allocation.host
-        await self._cluster.forget([allocation.key])
+        await self._remove_left(attempt_id)
 
     async def _sweep(self) -> None:
         """Remove what could not be removed as soon as somebody is back on its host."""
         while True:
             await self._cluster.changed.wait()
-            for attempt_id, (address, host) in list(self._left.items()):
+            for attempt_id in list(self._left):
                 with suppress(WorkerError, TimeoutError):
-                    if await self._remove(attempt_id, address, host):
-                        del self._left[attempt_id]
+                    await self._remove_left(attempt_id)
+
+    async def _remove_left(self, attempt_id: str) -> None:
+        if await self._remove(attempt_id, *self._left[attempt_id]):
+            self._left.pop(attempt_id, None)
+        await self._cluster.forget([self._key(attempt_id)])
 
     async def _remove(self, attempt_id: str, address: str, host: str) -> bool:
         """End and remove an attempt on its host: by its own Dask worker, or by another one that is there.

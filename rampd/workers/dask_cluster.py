@@ -15,7 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import dask
 import structlog
+from dask.utils import parse_timedelta
 from distributed import Client, Future, Security
 from distributed.protocol.pickle import dumps
 
@@ -34,6 +36,7 @@ log = structlog.get_logger("rampd.workers.dask")
 _CONNECT_S = 10.0
 _ASK_S = 30.0
 _LOOK_S = 0.5
+_PING_S = 10.0
 _CLOSE_S = 2.0
 _SLOT = "slot"
 
@@ -192,10 +195,24 @@ class Cluster:
         )
         for message in self.disagreements():
             log.warning("dask.warned", message=message)
-        while client.status == "running":  # noqa: ASYNC110 -- the client tells nobody that it lost its scheduler
-            await asyncio.sleep(_LOOK_S)
-        self.error = "the connection broke"
+        self.error = await self._until_lost(client)
         log.warning("dask.lost", scheduler=self.address, error=self.error)
+
+    async def _until_lost(self, client: Client) -> str:
+        """Return why the connection is of no use any more, once it is so."""
+        silence_s = float(parse_timedelta(dask.config.get("distributed.comm.timeouts.tcp"), default="s"))
+        asked_at = clock.boottime()
+        while client.status == "running":
+            await asyncio.sleep(_LOOK_S)  # the client tells nobody that it lost its scheduler
+            if clock.boottime() - asked_at < min(_PING_S, silence_s):
+                continue
+            # TCP notices a silent network by what is not acknowledged; a middlebox or a stopped process acknowledges.
+            try:
+                await self._call("identity", n_workers=0, timeout_s=silence_s)
+            except WorkerUnavailableError:
+                return f"it has been silent for {silence_s:g} s"
+            asked_at = clock.boottime()
+        return "the connection broke"
 
     def _drop(self) -> None:
         """Forget what is known by this client. What runs is asked for again by the next one."""

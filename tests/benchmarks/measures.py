@@ -40,7 +40,7 @@ def _environment(lag_file: Path | None = None) -> dict[str, str]:
 
 
 @contextmanager
-def _daemon(event: Deployment, lags: list[Figures] | None = None) -> Iterator[RampdProcess]:
+def daemon_measured(event: Deployment, lags: list[Figures] | None = None) -> Iterator[RampdProcess]:
     """Give a daemon; stop it as systemd would, and keep how late its loop was."""
     lag_file = event.root / "lag.json"
     command = (sys.executable, str(_LAG_DAEMON)) if lags is not None else (sys.executable, "-m", "rampd")
@@ -51,7 +51,8 @@ def _daemon(event: Deployment, lags: list[Figures] | None = None) -> Iterator[Ra
         lags.append(json.loads(lag_file.read_text(encoding="utf-8")))
 
 
-def _names(count: int, prefix: str = "s") -> list[str]:
+def names_of(count: int, prefix: str = "s") -> list[str]:
+    """Return names of submissions, in order."""
     return [f"{prefix}{number:05d}" for number in range(count)]
 
 
@@ -68,10 +69,10 @@ def _xargs(command: list[str], names: list[str]) -> float:
     return time.perf_counter() - begun
 
 
-def _serve_all(event: Deployment, names: list[str], lags: list[Figures], timeout_s: float) -> float:
+def serve_all(event: Deployment, names: list[str], lags: list[Figures], timeout_s: float) -> float:
     """Return the time from daemon.ready to the last submission.finished, in seconds, by the records' own clocks."""
     _settle(event)
-    with _daemon(event, lags) as daemon:
+    with daemon_measured(event, lags) as daemon:
         ready = daemon.wait_for("daemon.ready")
         last = daemon.wait_for("submission.finished", count=len(names), timeout_s=timeout_s)
         outcomes = {record["outcome"] for record in daemon.find("submission.finished")}
@@ -98,7 +99,7 @@ def stubs(root: Path, *, count: int, rounds: int) -> Figures:
     """Measure stub submissions, two at a time: what rampd costs each, above `xargs -P2` on the same stub."""
     lags: list[Figures] = []
     rival_ms, ours_ms = [], []
-    names = _names(count)
+    names = names_of(count)
     for number in range(rounds):
         event = Deployment(root / f"round{number}")
         event.make_stub_environment()
@@ -111,7 +112,7 @@ def stubs(root: Path, *, count: int, rounds: int) -> Figures:
         rival_ms.append(_xargs(command, names) / count * 1e3)
         os.sync()
         # Nothing is removed between rounds: ext4 goes through all recently freed inodes to make a new one.
-        ours_ms.append(_serve_all(event, names, lags, 60 + count) / count * 1e3)
+        ours_ms.append(serve_all(event, names, lags, 60 + count) / count * 1e3)
     above = [ours - rival for ours, rival in zip(ours_ms, rival_ms, strict=True)]
     return {
         "submissions": count,
@@ -130,7 +131,7 @@ def iris(root: Path, environment: Path, *, count: int, rounds: int) -> Figures:
     demo.write_kit(kit, data, environment)
     lags: list[Figures] = []
     rival_s, ours_s = [], []
-    names = _names(count, "iris")
+    names = names_of(count, "iris")
     for number in range(rounds):
         folder = root / f"rival{number}"
         event = Deployment(
@@ -146,7 +147,7 @@ def iris(root: Path, environment: Path, *, count: int, rounds: int) -> Figures:
             *("--ramp-data-dir", str(data), "--ramp-submission-dir", str(folder), "--save-output", "--ignore-warning"),
         ]
         rival_s.append(_xargs(command, names))
-        ours_s.append(_serve_all(event, names, lags, 300))
+        ours_s.append(serve_all(event, names, lags, 300))
     ratios = [ours / rival for ours, rival in zip(ours_s, rival_s, strict=True)]
     return {
         "submissions": count,
@@ -169,9 +170,9 @@ def latency(root: Path, *, count: int) -> Figures:
     (source / "behave.sh").write_text('date +%s.%N >"$submission/../../began"; cat "$submission/../../began"\n')
     lags: list[Figures] = []
     took_ms = []
-    with _daemon(event, lags) as daemon:
+    with daemon_measured(event, lags) as daemon:
         daemon.wait_for("daemon.ready")
-        for name in _names(count):
+        for name in names_of(count):
             begun = time.time()
             stage_submission(source, event.submissions, name)
             daemon.wait_for("submission.finished", submission=name)
@@ -189,7 +190,7 @@ def idle(root: Path, *, seconds: float) -> Figures:
     """Measure what the daemon and its launcher use of a core: with nothing to do, and while one submission sleeps."""
     event = Deployment(root)
     event.make_stub_environment()
-    with _daemon(event) as daemon:
+    with daemon_measured(event) as daemon:
         daemon.wait_for("daemon.ready")
         time.sleep(1.0)
         nothing = _cpu_percent(daemon, seconds)
@@ -222,9 +223,9 @@ def memory(root: Path, *, first: int, last: int, step: int) -> Figures:
     event.make_stub_environment()
     sizes: dict[int, float] = {}
     launcher_mb = 0.0
-    with _daemon(event) as daemon:
+    with daemon_measured(event) as daemon:
         daemon.wait_for("daemon.ready")
-        names = _names(last)
+        names = names_of(last)
         for start in range(0, last, step):
             for name in names[start : start + step]:
                 event.submit(name)
@@ -248,11 +249,11 @@ def queue(root: Path, *, few: int, many: int, measured: int) -> Figures:
     for count in (few, many):
         event = Deployment(root / str(count))
         event.make_stub_environment()
-        for name in _names(count):
+        for name in names_of(count):
             event.submit(name)
         _settle(event)
         begun = time.perf_counter()
-        with _daemon(event, lags) as daemon:
+        with daemon_measured(event, lags) as daemon:
             ready = daemon.wait_for("daemon.ready", timeout_s=120)
             ready_s[count] = time.perf_counter() - begun
             last = daemon.wait_for("submission.finished", count=measured, timeout_s=120)
@@ -292,11 +293,11 @@ def original(root: Path, *, count: int) -> Figures:
     theirs = rival_ramp_engine.measure(
         root / "theirs", n_submissions=count, n_workers=2, ramp_test=event.environment / "bin" / "ramp-test"
     )
-    names = _names(count)
+    names = names_of(count)
     for name in names:
         event.submit(name)
     lags: list[Figures] = []
-    ours_ms = _serve_all(event, names, lags, 60) / count * 1e3
+    ours_ms = serve_all(event, names, lags, 60) / count * 1e3
     return {
         "submissions": count,
         "ramp_engine_ms_each": theirs["ms_each"],

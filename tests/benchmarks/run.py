@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from benchmarks import measures  # noqa: E402 -- the path comes first
+from benchmarks import measures, measures_dask  # noqa: E402 -- the path comes first
 from rampd.demo import environment  # noqa: E402
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ LONG: dict[str, Measure] = {
     "idle": lambda root: measures.idle(root, seconds=30),
     "memory": lambda root: measures.memory(root, first=200, last=2000, step=200),
     "queue": lambda root: measures.queue(root, few=100, many=10_000, measured=100),
+    "dask_stubs": lambda root: measures_dask.stubs(root, count=200, workers=8, rounds=3),
+    "dask_large": lambda root: measures_dask.large_results(root, count=8, megabytes=50),
     "original": lambda root: measures.original(root, count=20),
 }
 SHORT: dict[str, Measure] = {
@@ -54,6 +56,8 @@ SHORT: dict[str, Measure] = {
     "idle": lambda root: measures.idle(root, seconds=5),
     "memory": lambda root: measures.memory(root, first=100, last=400, step=100),
     "queue": lambda root: measures.queue(root, few=100, many=2_000, measured=50),
+    "dask_stubs": lambda root: measures_dask.stubs(root, count=40, workers=4, rounds=1),
+    "dask_large": lambda root: measures_dask.large_results(root, count=4, megabytes=20),
 }
 
 

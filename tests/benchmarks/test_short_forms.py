@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import measures
+from benchmarks import measures, measures_dask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,3 +69,17 @@ def test_a_long_queue_costs_no_more_than_a_short_one(tmp_path: Path, show: Show)
     assert figures["ratio"] < 2
     assert figures["ready_s"]["2000"] < 5
     assert figures["status_s"]["2000"] < 1.5
+
+
+def test_a_stub_submission_costs_little_more_than_under_client_map(tmp_path: Path, show: Show) -> None:
+    """40 ms on a quiet machine, with 8 Dask workers; a busy one gets more."""
+    figures = show(measures_dask.stubs(tmp_path, count=40, workers=4, rounds=1))
+    assert figures["above_client_map_ms_each"] < 80
+    assert figures["loop_lag_p99_ms"] < 50
+
+
+def test_large_results_from_a_cluster_neither_lag_nor_swell_the_daemon(tmp_path: Path, show: Show) -> None:
+    """50 ms and 300 MB for eight of 50 MB."""
+    figures = show(measures_dask.large_results(tmp_path, count=4, megabytes=20))
+    assert figures["daemon_peak_mb"] < 300
+    assert figures["loop_lag_p99_ms"] < 50

@@ -72,7 +72,7 @@ def _is_dask(process: psutil.Process) -> bool:
         command = " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return False
-    return "spawn_main" in command or "dask" in command or "resource_tracker" in command
+    return any(words in command for words in ("spawn_main", "resource_tracker", "-m dask"))
 
 
 @dataclass
@@ -101,10 +101,9 @@ class DaskCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for one in reversed(self.processes):
-            one.stop()
         for one in self.processes:
-            one.process.wait(PATIENCE_S)
+            if one.process.poll() is None:
+                one.kill()
 
     def scratch(self, host: str = "127.0.0.1") -> Path:
         """Return the temporary folder of a host."""

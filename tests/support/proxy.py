@@ -50,12 +50,11 @@ class Proxy:
 
     async def _close(self) -> None:
         self._server.close()
-        self._passes.set()
         self._abort()
+        self._passes.set()
         tasks = asyncio.all_tasks(self._loop) - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=10)
 
     def _abort(self) -> None:
         for writer in self._writers:
@@ -68,6 +67,8 @@ class Proxy:
             writer.transport.abort()
             return
         await self._passes.wait()
+        if writer.transport.is_closing():
+            return
         with contextlib.suppress(OSError):
             there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
             self._writers.add(back)

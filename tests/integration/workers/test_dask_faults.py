@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.daemon import RampdProcess, processes_marked, wait_until
-from support.dask import DaskCluster, dask_section
+from support.dask import DaskCluster, dask_section, free_port
 from support.deployment import Deployment
 from support.proxy import Proxy
 
@@ -128,7 +128,7 @@ def test_a_worker_that_is_killed(room: Room) -> None:
 
 def test_a_worker_process_that_its_nanny_starts_again(room: Room) -> None:
     """A worker at the same address again is given the task again by Dask; the fence refuses it."""
-    port = "41%02d" % (room.cluster.port % 100)
+    port = str(free_port("127.0.0.2"))
     nanny = room.cluster.worker("127.0.0.2", "--worker-port", port)
     with room.daemon() as daemon:
         room.submit()
@@ -144,7 +144,7 @@ def test_a_worker_process_that_its_nanny_starts_again(room: Room) -> None:
 
 def test_dask_runs_a_task_again_while_no_daemon_is_there(room: Room) -> None:
     """One attempt runs once, whatever Dask does: the second run of its task is refused, and a new attempt made."""
-    port = "42%02d" % (room.cluster.port % 100)
+    port = str(free_port("127.0.0.2"))
     nanny = room.cluster.worker("127.0.0.2", "--worker-port", port)
     with room.daemon() as daemon:
         room.submit()
