@@ -27,9 +27,12 @@ from rampd.files import remove_tree
 from rampd.models import Exit, Job, Results
 from rampd.workers import containment
 from rampd.workers.base import Allocation, Worker, WorkerContext
+from rampd.workers.dask_bundle import keeper_sources
 from rampd.workers.dask_config import DaskConfig
+from rampd.workers.dask_facts import TlsFiles
 from rampd.workers.dask_run import SUBMISSIONS
 from rampd.workers.dask_seats import Seats
+from rampd.workers.dask_sweeper import Sweeper
 from rampd.workers.dask_transfer import Transfer, split
 
 if TYPE_CHECKING:
@@ -47,7 +50,6 @@ _STOP_S = 5.0 + 10.0
 """TERM, 5 s, KILL, and the way there and back."""
 _RECONNECT_S = 5.0
 _OPENING_S = 3.0
-_ASK_AGAIN_S = 0.05
 _MARGIN_S = 1.0
 REMOTE_GRACE_S = 15.0
 """The daemon ends a run at its timeout; so much later its host does, for a daemon that is gone."""
@@ -96,8 +98,6 @@ class DaskWorker(Worker[DaskAllocation]):
         """Attempts that this process has to do with."""
         self._owed: frozenset[str] | None = None
         """What a reclaim that could not be made yet leaves alone."""
-        self._left: dict[str, tuple[str, str]] = {}
-        """Attempts still to be removed from a host where nobody was: the Dask worker's address, and the host."""
         self._cluster: Cluster
         self._owner = ""
 
@@ -112,14 +112,14 @@ class DaskWorker(Worker[DaskAllocation]):
         if config.tls_ca_file and config.tls_client_cert and config.tls_client_key:
             root = self.context.deployment_dir
             files = (config.tls_ca_file, config.tls_client_cert, config.tls_client_key)
-            tls = module.TlsFiles(*(root / file for file in files))
+            tls = TlsFiles(*(root / file for file in files))
         self._owner = await asyncio.to_thread(_owner_of, self.context.state_dir)
         self._cluster = module.Cluster(config.dask_scheduler, tls)
         self._transfer = Transfer(self._cluster, self._request)
         self._seats = Seats(self._cluster, self._request("look"), self.context.time_between_collection_s)
         await self._cluster.open(stack)
-        sweeping = asyncio.create_task(self._sweep(), name="dask sweep")
-        stack.push_async_callback(_cancelled, sweeping)
+        self._sweeper = Sweeper(self._cluster, self._request, self._key)
+        await self._sweeper.open(stack)
         for message in self._exposures():
             log.warning("worker.uncontained", message=message)
         await self._cluster.wait_until_up(_OPENING_S)
@@ -189,7 +189,8 @@ class DaskWorker(Worker[DaskAllocation]):
         """Take a seat on a Dask worker, waiting for one, and pack the submission; see `Worker.setup`."""
         if self._owed is not None:
             # Nothing may run twice at once: what an earlier daemon left comes first.
-            await self._reclaim(self._owed | self._known)
+            await self._sweeper.reclaim(self._owed | self._known)
+            self._owed = None
         self._known.add(job.attempt_id)
         key = self._key(job.attempt_id)
         worker = await self._seats.take(key)
@@ -244,7 +245,6 @@ class DaskWorker(Worker[DaskAllocation]):
     def _run_request(self, job: Job, archive: bytes | None) -> dict[str, Any]:
         there = self._request("run")
         remote_job = dataclasses.replace(job, kit_dir=Path(there["kit_dir"]), data_dir=Path(there["data_dir"]))
-        module = importlib.import_module("rampd.workers.dask_bundle")
         return there | {
             "attempt": job.attempt_id,
             "submission": job.submission,
@@ -255,7 +255,7 @@ class DaskWorker(Worker[DaskAllocation]):
             "max_log_bytes": int(self.config.max_log_bytes),
             "max_bytes": int(self.config.max_output_bytes),
             "max_files": self.config.max_output_files,
-            "keeper": module.keeper_sources(),
+            "keeper": keeper_sources(),
         }
 
     def _environment(self, job: Job) -> dict[str, str]:
@@ -401,53 +401,16 @@ class DaskWorker(Worker[DaskAllocation]):
     async def teardown(self, allocation: DaskAllocation) -> None:
         """End what runs, there, and remove what was made, there and here; see `Worker.teardown`."""
         attempt_id = allocation.attempt_id
-        self._seats.give_back(allocation.key)
         await asyncio.to_thread(remove_tree, self._attempts_dir / attempt_id)
         self._ended.pop(attempt_id, None)
         self._transfer.forget(attempt_id)
         self._cluster.has_ended(attempt_id)
         self._known.discard(attempt_id)
         self._fresh.discard(attempt_id)
-        # Kept for whoever comes back first, the scheduler or somebody on that host.
-        self._left[attempt_id] = allocation.dask_worker, allocation.host
-        if not await self._cluster.wait_until_up(_RECONNECT_S):
-            raise WorkerUnavailableError(f"the Dask scheduler cannot be reached: {self._cluster.error}")
-        # The run first: what the scheduler has forgotten would give its seat away while the run is still being ended.
-        await self._remove_left(attempt_id)
-
-    async def _sweep(self) -> None:
-        """Remove what could not be removed as soon as somebody is back on its host."""
-        while True:
-            await self._cluster.changed.wait()
-            for attempt_id in list(self._left):
-                with suppress(WorkerError, TimeoutError):
-                    await self._remove_left(attempt_id)
-
-    async def _remove_left(self, attempt_id: str) -> None:
-        if await self._remove(attempt_id, *self._left[attempt_id]):
-            self._left.pop(attempt_id, None)
-        await self._cluster.forget([self._key(attempt_id)])
-
-    async def _remove(self, attempt_id: str, address: str, host: str) -> bool:
-        """End and remove an attempt on its host: by its own Dask worker, or by another one that is there.
-
-        Returns
-        -------
-        bool
-            False where none is there; the run's keeper has ended it, and its fence is left.
-        """
-        request = self._request("remove", attempt=attempt_id)
-        async with asyncio.timeout(_STOP_S):
-            while True:
-                workers = await self._cluster.workers()
-                if address not in workers:
-                    address = next((one.address for one in workers.values() if one.host == host), "")
-                if not address:
-                    return False
-                answers = await self._cluster.ask([address], request)
-                if address in answers and split(answers[address])[0].get("gone"):
-                    return True
-                await asyncio.sleep(_ASK_AGAIN_S)
+        try:
+            await self._sweeper.remove(attempt_id, allocation.dask_worker, allocation.host)
+        finally:
+            self._seats.give_back(allocation.key)
 
     @property
     def _attempts_dir(self) -> Path:
@@ -459,7 +422,9 @@ class DaskWorker(Worker[DaskAllocation]):
         if not await self._cluster.wait_until_up(_OPENING_S):
             self._owed = frozenset(keep)
             return local
-        return local + await self._reclaim(keep)
+        reclaimed = await self._sweeper.reclaim(keep)
+        self._owed = None
+        return local + reclaimed
 
     def _reclaim_here(self, keep: Collection[str]) -> list[str]:
         folder = self._attempts_dir
@@ -468,35 +433,6 @@ class DaskWorker(Worker[DaskAllocation]):
         for path in stale:
             remove_tree(path)
         return [f"folder {path.name}" for path in stale]
-
-    async def _reclaim(self, keep: Collection[str]) -> list[str]:
-        # First what is outside, then what is held: what was begun meanwhile is not taken for lost.
-        prefix = self._key("")
-        published = [key for key in await self._cluster.published() if key.startswith(prefix)]
-        workers = await self._cluster.workers()
-        answers = await self._cluster.ask(None, self._request("list"))
-        stale: dict[tuple[str, str], str] = {}
-        for address, answer in answers.items():
-            head, _ = split(answer)
-            host = workers[address].host if address in workers else address
-            for attempt_id in map(str, head.get("attempts", ())):
-                # Of the Dask workers of one host, the one that runs it knows best how to end it.
-                if attempt_id in head.get("active", ()) or (attempt_id, host) not in stale:
-                    stale[attempt_id, host] = address
-        reclaimed = []
-        for (attempt_id, host), address in stale.items():
-            if attempt_id not in keep:
-                await self._remove(attempt_id, address, host)
-                reclaimed.append(f"attempt {attempt_id} on {host}")
-        gone = [key for key in published if key.removeprefix(prefix) not in keep]
-        await self._cluster.forget(gone)
-        self._owed = None
-        return reclaimed + [f"task {key}" for key in gone]
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
 
 
 def _begin_log(path: Path) -> None:

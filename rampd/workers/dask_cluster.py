@@ -12,7 +12,6 @@ import asyncio
 import logging
 import random
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import dask
@@ -24,12 +23,12 @@ from distributed.protocol.pickle import dumps
 from rampd import clock
 from rampd.errors import WorkerError, WorkerLostError, WorkerSetupError, WorkerUnavailableError
 from rampd.workers.dask_bundle import EXPRESSION, names_for
+from rampd.workers.dask_facts import SLOT, DaskWorkerFacts, TlsFiles, facts_of, versions_of
 from rampd.workers.dask_run import TOPIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from contextlib import AsyncExitStack
-    from pathlib import Path
 
 log = structlog.get_logger("rampd.workers.dask")
 
@@ -38,33 +37,6 @@ _ASK_S = 30.0
 _LOOK_S = 0.5
 _PING_S = 10.0
 _CLOSE_S = 2.0
-_SLOT = "slot"
-
-
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """What an encrypted connection needs, as files."""
-
-    ca: Path
-    certificate: Path
-    key: Path
-
-
-@dataclass(frozen=True, slots=True)
-class DaskWorkerFacts:
-    """One Dask worker, as the scheduler knows it."""
-
-    address: str
-    host: str
-    name: str
-    nthreads: int
-    slots: int
-    """How many of the resource `slot` it declares; 0 where it declares none."""
-
-    @property
-    def seats(self) -> int:
-        """How many submissions run there at once: one, unless it declares more slots and has a thread for each."""
-        return max(1, min(self.slots, self.nthreads))
 
 
 class Cluster:
@@ -180,7 +152,7 @@ class Cluster:
         await self._refresh()
         async with asyncio.timeout(_ASK_S):
             versions = await client.get_versions(check=False)
-        self.versions = _distributed_versions(versions)
+        self.versions = versions_of(versions)
 
     async def _stay_up(self, client: Client, begun: float) -> None:
         self.error = ""
@@ -272,7 +244,7 @@ class Cluster:
         if self._workers is None:
             generation = self._generation
             identity = await self._call("identity")
-            found = {address: _facts(address, one) for address, one in identity.get("workers", {}).items()}
+            found = {address: facts_of(address, one) for address, one in identity.get("workers", {}).items()}
             if generation == self._generation:
                 self._workers = found
             return found
@@ -353,7 +325,7 @@ class Cluster:
             retries=0,
             workers=[worker.address],
             allow_other_workers=False,
-            resources={_SLOT: 1} if worker.slots else None,
+            resources={SLOT: 1} if worker.slots else None,
         )
         self._futures[key] = future
         try:
@@ -462,15 +434,17 @@ class Cluster:
                 got.exception()
 
     async def forget(self, keys: Collection[str]) -> None:
-        """Let the scheduler forget keys; a run that still goes on is not ended by that."""
-        for key in keys:
-            self._futures.pop(key, None)
+        """Let the scheduler forget keys, so that it never runs them again; a run that goes on is not ended by that."""
         if not keys:
             return
         client = self._here()
         try:
             async with asyncio.timeout(_ASK_S):
                 for key in keys:
+                    # By force, whoever may still hold it: a future that a traceback keeps alive is enough for Dask to
+                    # run a task again when its worker is back. Unpublishing waits until the scheduler has read that.
+                    future = self._futures.pop(key, None) or Future(key, client)
+                    await client.cancel([future], force=True, reason="rampd is done with it")
                     await client.unpublish_dataset(key)
         except (OSError, TimeoutError, RuntimeError) as error:
             raise self._silent(error) from error
@@ -504,32 +478,6 @@ async def _result_of(future: Future[bytes]) -> bytes | None:
     if not isinstance(result, bytes):
         raise WorkerError("the Dask worker returned something that is not ours")
     return result
-
-
-def _facts(address: str, identity: Mapping[str, Any]) -> DaskWorkerFacts:
-    resources = identity.get("resources") or {}
-    return DaskWorkerFacts(
-        address=address,
-        host=str(identity.get("host", "")),
-        name=str(identity.get("name", address)),
-        nthreads=int(identity.get("nthreads", 1)),
-        slots=int(resources.get(_SLOT, 0)),
-    )
-
-
-def _distributed_versions(versions: Mapping[str, Any]) -> dict[str, str]:
-    """Return the versions of distributed by who has them: client, scheduler, and each Dask worker's address."""
-    found = {}
-    for who in ("client", "scheduler"):
-        found[who] = _version(versions.get(who))
-    for address, one in (versions.get("workers") or {}).items():
-        found[f"worker {address}"] = _version(one)
-    return {who: version for who, version in found.items() if version}
-
-
-def _version(one: Any) -> str:
-    packages = one.get("packages") if isinstance(one, dict) else None
-    return str(packages.get("distributed", "")) if isinstance(packages, dict) else ""
 
 
 def _sentence(error: BaseException) -> str:

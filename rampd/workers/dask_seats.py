@@ -20,7 +20,8 @@ from rampd.workers.dask_transfer import split
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from rampd.workers.dask_cluster import Cluster, DaskWorkerFacts
+    from rampd.workers.dask_cluster import Cluster
+    from rampd.workers.dask_facts import DaskWorkerFacts
 
 log = structlog.get_logger("rampd.workers.dask")
 

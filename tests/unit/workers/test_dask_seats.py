@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rampd.errors import WorkerSetupError
-from rampd.workers.dask_cluster import DaskWorkerFacts
+from rampd.workers.dask_facts import DaskWorkerFacts
 from rampd.workers.dask_seats import Seats
 
 if TYPE_CHECKING:

@@ -1,0 +1,66 @@
+"""What is known of a cluster, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+SLOT = "slot"
+"""The resource by which Dask workers say how many submissions they take."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """What an encrypted connection needs, as files."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DaskWorkerFacts:
+    """One Dask worker, as the scheduler knows it."""
+
+    address: str
+    host: str
+    name: str
+    nthreads: int
+    slots: int
+    """How many of the resource `slot` it declares; 0 where it declares none."""
+
+    @property
+    def seats(self) -> int:
+        """How many submissions run there at once: one, unless it declares more slots and has a thread for each."""
+        return max(1, min(self.slots, self.nthreads))
+
+
+def facts_of(address: str, identity: Mapping[str, Any]) -> DaskWorkerFacts:
+    """Return what the scheduler says of a Dask worker (`WorkerState.identity`)."""
+    resources = identity.get("resources") or {}
+    return DaskWorkerFacts(
+        address=address,
+        host=str(identity.get("host", "")),
+        name=str(identity.get("name", address)),
+        nthreads=int(identity.get("nthreads", 1)),
+        slots=int(resources.get(SLOT, 0)),
+    )
+
+
+def versions_of(versions: Mapping[str, Any]) -> dict[str, str]:
+    """Return the versions of distributed by who has them: client, scheduler, and each Dask worker's address."""
+    found = {}
+    for who in ("client", "scheduler"):
+        found[who] = _version(versions.get(who))
+    for address, one in (versions.get("workers") or {}).items():
+        found[f"worker {address}"] = _version(one)
+    return {who: version for who, version in found.items() if version}
+
+
+def _version(one: Any) -> str:
+    packages = one.get("packages") if isinstance(one, dict) else None
+    return str(packages.get("distributed", "")) if isinstance(packages, dict) else ""
