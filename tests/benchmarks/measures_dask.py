@@ -97,6 +97,7 @@ def _map(event: Deployment, cluster: DaskCluster, count: int, workers: int) -> f
 def large_results(root: Path, *, count: int, megabytes: int) -> Figures:
     """Measure results that all come at once: how late the loop is meanwhile, and the most memory that is held."""
     lags: list[Figures] = []
+    bare_ms: list[float] = []
     with _cluster(root, count) as cluster:
         event = Deployment(root / "large")
         event.make_stub_environment()
@@ -111,7 +112,7 @@ cp -r {event.root / "template"} "$submission/training_output"
 head -c {megabytes}000000 /dev/urandom > "$submission/training_output/large.bin"
 exit 0
 """
-        with daemon_measured(event, lags) as daemon:
+        with daemon_measured(event, lags) as daemon, _bare_loop(bare_ms):
             daemon.wait_for("dask.connected", timeout_s=60)
             names = names_of(count)
             for name in names:
@@ -134,7 +135,39 @@ exit 0
         "daemon_peak_before_mb": before_mb,
         "loop_lag_p99_ms": lags[0]["p99_ms"],
         "loop_lag_worst_ms": lags[0]["worst_ms"],
+        "bare_loop_lag_p99_ms": bare_ms[0],
     }
+
+
+# A loop that has nothing to do, in a process of its own: how late its timers are is the machine's doing.
+_BARE_LOOP = """
+import asyncio, sys, threading
+late = []
+stop = asyncio.Event()
+async def main():
+    loop = asyncio.get_running_loop()
+    threading.Thread(target=lambda: (sys.stdin.read(), loop.call_soon_threadsafe(stop.set))).start()
+    while not stop.is_set():
+        due = loop.time() + 0.01
+        await asyncio.sleep(0.01)
+        late.append(max(0.0, loop.time() - due))
+asyncio.run(main())
+late.sort()
+print(late[int(len(late) * 0.99)] * 1e3)
+"""
+
+
+@contextmanager
+def _bare_loop(lags: list[float]) -> Iterator[None]:
+    """Measure how late timers are on this machine meanwhile, in milliseconds (p99)."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _BARE_LOOP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield
+        finally:
+            answer, _ = process.communicate("", timeout=30)
+    lags.append(float(answer))
 
 
 def _peak_mb(pid: int) -> float:

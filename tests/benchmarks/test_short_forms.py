@@ -82,4 +82,5 @@ def test_large_results_from_a_cluster_neither_lag_nor_swell_the_daemon(tmp_path:
     """50 ms and 300 MB for eight of 50 MB."""
     figures = show(measures_dask.large_results(tmp_path, count=4, megabytes=20))
     assert figures["daemon_peak_mb"] < 300
-    assert figures["loop_lag_p99_ms"] < 50
+    # A loop that has nothing to do is late as well where others keep the machine busy.
+    assert figures["loop_lag_p99_ms"] < 50 + figures["bare_loop_lag_p99_ms"]

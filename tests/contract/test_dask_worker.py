@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,6 @@ from support.store_room import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
 # Has a child of its own while it hangs, and one in a session of its own: they count as the run's.
 _BY_NAME = """#!/bin/sh
@@ -101,8 +101,9 @@ class TestDaskWorker(WorkerContract):
         await until(lambda: not self.cluster.left_on("127.0.0.2") + self.cluster.left_on("127.0.0.3"))
 
     def is_alive(self, worker: Worker[Any], allocation: DaskAllocation) -> bool:
-        """Look for processes that carry the attempt's mark, whichever host they are on: the kernel's own word."""
-        return bool(processes_marked(f"/attempts/{allocation.attempt_id}"))
+        """Look for processes that carry the attempt's mark on its host: the kernel's own word."""
+        mark = f"RAMPD_ATTEMPT={self.cluster.root}/scratch-{allocation.host}/"
+        return any(allocation.attempt_id in word for pid in processes_marked(mark) for word in _environment(pid))
 
     async def test_a_later_process_takes_a_run_over(self, tmp_path: Path) -> None:
         """A second worker that knows nothing but the journaled allocation waits for the run and has its status."""
@@ -120,3 +121,10 @@ class TestDaskWorker(WorkerContract):
                 assert stopped.signal == 15
                 await second.teardown(allocation)
                 assert not self.is_alive(second, allocation)
+
+
+def _environment(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
+    except OSError:
+        return []

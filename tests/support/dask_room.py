@@ -97,10 +97,11 @@ class DaskRoom:
     def left(self) -> list[str]:
         """Return what is left on the hosts, folders and processes."""
         found = [str(path) for folder in self.cluster.root.glob("scratch-*") for path in folder.glob("rampd-*")]
-        return found + [str(pid) for pid in processes_marked(f"{self.cluster.root}/scratch-") if self._is_run(pid)]
+        return found + [str(pid) for pid in self.runs()]
 
-    def _is_run(self, pid: int) -> bool:
-        return pid in processes_marked("/attempts/")
+    def runs(self) -> list[int]:
+        """Return the pids of everything that runs for a submission on any host, its keeper included."""
+        return processes_marked(f"RAMPD_ATTEMPT={self.cluster.root}/")
 
     @asynccontextmanager
     async def launched(self, worker: DaskWorker, job: Job) -> AsyncIterator[DaskAllocation]:

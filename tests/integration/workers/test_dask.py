@@ -13,7 +13,6 @@ import pytest
 
 from rampd.errors import WorkerLostError, WorkerSetupError
 from support.conda import warm_up_uvloop
-from support.daemon import processes_marked
 from support.dask import DaskCluster
 from support.dask_room import DaskRoom
 from support.store_room import until
@@ -206,7 +205,7 @@ async def test_a_stop_ends_grandchildren_that_ignore_it(room: DaskRoom) -> None:
         stopped = await worker.stop(allocation)
         assert stopped.signal == 9
         assert await waiting == stopped
-        assert not processes_marked(f"/attempts/{job.attempt_id}")
+        assert not room.runs()
 
 
 async def test_a_host_ends_a_run_whose_daemon_is_gone(room: DaskRoom, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,11 +225,11 @@ async def test_a_keeper_that_is_killed(room: DaskRoom) -> None:
     job = room.job()
     async with room.opened() as worker, room.launched(worker, job) as allocation:
         waiting = asyncio.ensure_future(worker.wait(allocation))
-        (keeper,) = (pid for pid in processes_marked(f"/attempts/{job.attempt_id}") if _is_keeper(pid))
+        (keeper,) = (pid for pid in room.runs() if _is_keeper(pid))
         os.kill(keeper, 9)
         with pytest.raises(WorkerLostError, match="supervisor was killed"):
             await waiting
-        assert not processes_marked(f"/attempts/{job.attempt_id}")
+        assert not room.runs()
 
 
 def _is_keeper(pid: int) -> bool:
