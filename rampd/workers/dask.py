@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import importlib
 import ipaddress
 import os
@@ -34,6 +35,7 @@ from rampd.workers.dask_run import SUBMISSIONS
 from rampd.workers.dask_seats import Seats
 from rampd.workers.dask_sweeper import Sweeper
 from rampd.workers.dask_transfer import Transfer, split
+from rampd.workers.supervisor import open_log
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -194,10 +196,13 @@ class DaskWorker(Worker[DaskAllocation]):
         self._known.add(job.attempt_id)
         key = self._key(job.attempt_id)
         worker = await self._seats.take(key)
+        packing = asyncio.ensure_future(asyncio.to_thread(self._pack, job))
         try:
-            await asyncio.to_thread(self._pack, job)
+            await asyncio.shield(packing)
         except BaseException as error:
             self._seats.give_back(key)
+            # A cancelled call returns when its thread has ended, and leaves nothing.
+            await asyncio.wait({packing})
             await asyncio.to_thread(remove_tree, job.attempt_dir)
             if isinstance(error, UnsafeTreeError):
                 raise WorkerError(f"{job.submission_dir} changed while it was copied: {error}") from error
@@ -323,11 +328,7 @@ class DaskWorker(Worker[DaskAllocation]):
         if "error" in head:
             raise WorkerError(f"{head['error']} on {where}")
         if "failed" in head:
-            number, step = head["failed"]
-            raise WorkerSetupError(
-                f"worker.conda_env: ramp-test cannot be executed on {where}: {os.strerror(int(number))} "
-                f"({'the folder' if step == 'folder' else 'itself, or the interpreter its first line names'})"
-            )
+            raise _not_started(int(head["failed"][0]), str(head["failed"][1]), where)
         if head.get("log_errno"):
             error = f"the log could not be written on {where}: {os.strerror(int(head['log_errno']))}"
             log.warning("worker.lost", error=error, outcome=WorkerError.outcome)
@@ -435,11 +436,22 @@ class DaskWorker(Worker[DaskAllocation]):
         return [f"folder {path.name}" for path in stale]
 
 
+def _not_started(number: int, step: str, where: str) -> WorkerError:
+    why = os.strerror(number)
+    if step == "process" or number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return WorkerError(f"ramp-test could not be started on {where}: {why}")
+    if step == "folder":
+        return WorkerSetupError(f"the user that submissions run as cannot enter their folder on {where}: {why}")
+    return WorkerSetupError(
+        f"worker.conda_env: ramp-test cannot be executed on {where}: {why} "
+        "(itself, or the interpreter its first line names)"
+    )
+
+
 def _begin_log(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb"):
-            pass
+        os.close(open_log(str(path)))
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -66,6 +66,9 @@ class Cluster:
         self._started: dict[str, asyncio.Future[int | None]] = {}
         self._workers: dict[str, DaskWorkerFacts] | None = None
         self._generation = 0
+        """Goes up with every Dask worker that comes or goes."""
+        self._compared = 0
+        self._said: set[str] = set()
         self.changed = asyncio.Event()
         """Set whenever a Dask worker comes or goes, or the connection does."""
         self._leaving: dict[str, asyncio.Event] = {}
@@ -150,9 +153,17 @@ class Cluster:
         self._client = client
         self._workers = None
         await self._refresh()
+        await self._compare_versions(client)
+
+    async def _compare_versions(self, client: Client) -> None:
+        """Ask everybody for their version, and say once of each other one where it is."""
         async with asyncio.timeout(_ASK_S):
-            versions = await client.get_versions(check=False)
-        self.versions = versions_of(versions)
+            self.versions = versions_of(await client.get_versions(check=False))
+        self._compared = self._generation
+        for message in self.disagreements():
+            if message not in self._said:
+                self._said.add(message)
+                log.warning("dask.warned", message=message)
 
     async def _stay_up(self, client: Client, begun: float) -> None:
         self.error = ""
@@ -165,8 +176,6 @@ class Cluster:
             workers=len(self._workers or {}),
             connect_s=clock.boottime() - begun,
         )
-        for message in self.disagreements():
-            log.warning("dask.warned", message=message)
         self.error = await self._until_lost(client)
         log.warning("dask.lost", scheduler=self.address, error=self.error)
 
@@ -181,7 +190,9 @@ class Cluster:
             # TCP notices a silent network by what is not acknowledged; a middlebox or a stopped process acknowledges.
             try:
                 await self._call("identity", n_workers=0, timeout_s=silence_s)
-            except WorkerUnavailableError:
+                if self._compared != self._generation:  # somebody joined
+                    await self._compare_versions(client)
+            except (WorkerUnavailableError, TimeoutError, OSError):
                 return f"it has been silent for {silence_s:g} s"
             asked_at = clock.boottime()
         return "the connection broke"

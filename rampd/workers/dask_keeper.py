@@ -9,7 +9,6 @@ Sent as code, never installed there: it needs the standard library and its two s
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import time
@@ -18,19 +17,29 @@ from contextlib import suppress
 from rampd.workers.launcher import Launcher
 from rampd.workers.supervisor import descendants, report
 
+TYPE_CHECKING = False  # what type checkers take for True; `typing` itself would be carried by every run
+if TYPE_CHECKING:
+    from rampd.workers.supervisor import Spec
+
 _KILLING_S = 5.0
 
 
-def main() -> None:
-    """Serve the Dask worker at the other end of standard input: arguments are the attempt's folder, and modes."""
+def main(spec: Spec) -> None:
+    """Run a submission, and serve the Dask worker at the other end of standard input until it is gone.
+
+    Arguments are the attempt's folder, and modes; see `Launcher`.
+    """
     folder, *modes = sys.argv[1:]
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     # A service manager sends TERM to all of a worker's processes: the worker's own end tells us what to do.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     launcher = Launcher(modes)
     report(f"ready {launcher.mode}")
+    launcher._run(spec)  # noqa: SLF001 -- its own word for it is for a daemon, and JSON
     launcher.serve()
     _end_all()
+    import shutil  # noqa: PLC0415 -- half of what a start would take, and seldom needed
+
     shutil.rmtree(folder, ignore_errors=True)
 
 

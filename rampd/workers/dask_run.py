@@ -6,7 +6,6 @@ Runs inside the Dask worker, sent as source: it needs nothing but the standard l
 from __future__ import annotations
 
 import io
-import json
 import marshal
 import os
 import select
@@ -40,9 +39,10 @@ _MAX_DEPTH = 40
 _BOOT = """import marshal, os, sys, types
 n = int(os.read(0, 8)); b = b""
 while len(b) < n: b += os.read(0, n - len(b))
-for name, code in marshal.loads(b):
+modules, spec = map(marshal.loads, marshal.loads(b))
+for name, code in modules:
     module = types.ModuleType(name); module.__path__ = []; sys.modules[name] = module; exec(code, module.__dict__)
-module.main()"""
+module.main(spec)"""
 
 runs: dict[str, Run] = {}
 """What this Dask worker runs, by attempt."""
@@ -137,11 +137,11 @@ class Run:
             "niceness": _NICENESS,
             "identity": identity,
         }
-        code = _keeper_code(request["keeper"])
+        code = marshal.dumps((_keeper_code(request["keeper"]), marshal.dumps(spec)))
         with self._lock:
             self.keeper = keeper
             assert keeper.stdin is not None  # noqa: S101 -- it was asked for
-            keeper.stdin.write(b"%08d" % len(code) + code + b"run " + json.dumps(spec).encode() + b"\n")
+            keeper.stdin.write(b"%08d" % len(code) + code)
             if self._word:
                 self._say(self._word)
 

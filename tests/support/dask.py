@@ -15,10 +15,17 @@ import psutil
 from support.daemon import is_alive, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 PATIENCE_S = 60.0
+_OF_ANOTHER_VERSION = """
+import distributed.versions
+true = distributed.versions.version
+distributed.versions.version = lambda package: "VERSION" if package == "distributed" else true(package)
+from dask.__main__ import main
+main()
+"""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -136,17 +143,25 @@ class DaskCluster:
         python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
         address: str | None = None,
+        version: str | None = None,
     ) -> DaskProcess:
-        """Start workers on a host; they come when they come."""
+        """Start workers on a host; they come when they come. They say that they are of `version`, if it is given."""
         arguments = ["worker", address or self.address, "--host", host, "--nworkers", str(count)]
         arguments += ["--nthreads", str(nthreads), "--no-dashboard", "--memory-limit", "0"]
         arguments += ["--local-directory", str(self.root / f"dask-{host}"), *more]
         if slots is not None:
             arguments += ["--resources", f"slot={slots}"]
-        return self._start(arguments, host, python, environment)
+        program = ["-m", "dask"] if version is None else ["-c", _OF_ANOTHER_VERSION.replace("VERSION", version)]
+        return self._start(arguments, host, python, environment, program=program)
 
     def _start(
-        self, arguments: list[str], host: str, python: str, environment: Mapping[str, str] | None = None
+        self,
+        arguments: list[str],
+        host: str,
+        python: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        program: Sequence[str] = ("-m", "dask"),
     ) -> DaskProcess:
         if self.tls:
             arguments = arguments + [
@@ -157,7 +172,7 @@ class DaskCluster:
         variables |= {"TMPDIR": str(self.scratch(host)), **self.settings, **(environment or {})}
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [python, "-m", "dask", *arguments],
+                [python, *program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

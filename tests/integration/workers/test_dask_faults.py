@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -363,3 +364,17 @@ def test_a_scheduler_that_is_restarted_while_there_is_no_daemon(room: Room) -> N
         daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
         room.go()
         _ends_well(daemon, room, attempts=2)
+
+
+def test_a_worker_of_another_version(room: Room) -> None:
+    """It is used, and one warning names both versions and where they are."""
+    room.cluster.worker("127.0.0.2", "--no-nanny", version="2024.1.0")
+    with room.daemon() as daemon:
+        daemon.wait_for("dask.connected", timeout_s=_PATIENCE_S)
+        room.submit()
+        room.go()
+        warned = daemon.wait_for("dask.warned", timeout_s=_PATIENCE_S)
+        assert "distributed 2024.1.0 on worker tcp://127.0.0.2:" in warned["message"]
+        assert f"{version('distributed')} in this daemon" in warned["message"]
+        _ends_well(daemon, room, attempts=1)
+    assert len(daemon.find("dask.warned")) == 1
