@@ -38,9 +38,15 @@ WORKER_RECORDS: Final[Mapping[str, EventSpec]] = {
     ),
     "aws.spot_interrupted": EventSpec("warning", "AWS takes a spot instance back.", {"instance_id": text("EC2's id")}),
     "ssh.connected": EventSpec(
-        "info", "A connection is open.", {"host": text("the host"), "connect_s": number("how long it took")}
+        "info",
+        "A connection is open.",
+        {"host": text("its address"), "instance_id": text("EC2's id"), "connect_s": number("how long it took")},
     ),
-    "ssh.lost": EventSpec("warning", "A connection broke.", {"host": text("the host"), "error": ERROR}),
+    "ssh.lost": EventSpec(
+        "warning",
+        "A connection broke.",
+        {"host": text("its address"), "instance_id": text("EC2's id"), "error": ERROR},
+    ),
     "dask.connected": EventSpec(
         "info",
         "The scheduler is there.",
