@@ -79,3 +79,8 @@ class Completed:
     """Empty where it was received into a file."""
     stderr: bytes
     """Its beginning, `MAX_STDERR_BYTES` at most."""
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Return what the other side said, fit for a sentence: bounded, and without control characters."""
+    return text[:limit].encode("unicode_escape").decode("ascii")

@@ -51,6 +51,7 @@ __all__ = [
 log = structlog.get_logger(__name__)
 
 _CHUNK = 256 << 10
+_MAX_ANSWER_BYTES = 64 << 10
 _BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 15.0
 
@@ -280,11 +281,7 @@ class SshPool:
             if input:
                 await running.write(input)
             running.write_eof()
-            output = bytearray()
-            while data := await running.read():
-                output += data
-                _refuse_more(host, len(output), max_output_bytes)
-            return await running.completed(bytes(output))
+            return await _finished(running, host, max_output_bytes)
 
     async def send(self, host: SshHost, command: str, file: Path, *, timeout_s: float) -> Completed:
         """Stream a file into a command's standard input; see `run`. A command that ends early ends it.
@@ -300,7 +297,7 @@ class SshPool:
                     if not await running.write(data):
                         break
                 running.write_eof()
-                return await running.completed(b"")
+                return await _finished(running, host, _MAX_ANSWER_BYTES)
 
     async def receive(self, host: SshHost, command: str, file: Path, *, max_bytes: int, timeout_s: float) -> Completed:
         """Stream a command's standard output into a file; see `run`. The file is there if its status is 0, else not.
@@ -344,6 +341,14 @@ def _backoff_s(failures: int) -> float:
 
 def _say_lost(host: SshHost, reason: str) -> None:
     log.warning("ssh.lost", host=host.address, instance_id=host.key, error=reason)
+
+
+async def _finished(running: RunningCommand, host: SshHost, max_output_bytes: int) -> Completed:
+    output = bytearray()
+    while data := await running.read():
+        output += data
+        _refuse_more(host, len(output), max_output_bytes)
+    return await running.completed(bytes(output))
 
 
 def _refuse_more(host: SshHost, size: int, limit: int) -> None:

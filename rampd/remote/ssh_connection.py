@@ -23,6 +23,7 @@ from rampd.remote.hosts import (
     SshConnectionError,
     SshHostKeyError,
     SshKeyFileError,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -94,11 +95,6 @@ def load_private_key(path: Path) -> asyncssh.SSHKey:
 def host_key_line(key: asyncssh.SSHKey) -> str:
     """Return a public key as OpenSSH writes it, without a comment."""
     return " ".join(key.export_public_key("openssh").decode("ascii").split()[:2])
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """Return what the other side said, fit for a sentence: bounded, and without control characters."""
-    return text[:limit].encode("unicode_escape").decode("ascii")
 
 
 class _Client(asyncssh.SSHClient):
