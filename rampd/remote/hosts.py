@@ -30,9 +30,19 @@ class SshError(WorkerError):
 
 
 class SshConnectionError(SshError):
-    """There is no connection: refused, lost, timed out. Try again; whether a command ran is not known."""
+    """There is no connection: refused, lost, timed out. Try again.
+
+    Attributes
+    ----------
+    may_have_run
+        Whether the command may have been started.
+    """
 
     outcome = Outcome.LOST_HOST
+
+    def __init__(self, host: str, sentence: str, *, may_have_run: bool = True) -> None:
+        super().__init__(host, sentence)
+        self.may_have_run = may_have_run
 
 
 class SshHostKeyError(SshError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import random
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING
@@ -31,7 +31,6 @@ from rampd.remote.hosts import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from contextlib import AsyncExitStack
     from pathlib import Path
 
     from rampd.remote.ssh_connection import Connection, Connector, RunningCommand
@@ -87,12 +86,14 @@ class SshPool:
         Key exchanges at a time, in the whole pool: each takes some milliseconds of the loop. A host that accepts and
         then says nothing does not take part.
     max_channels
-        Commands at a time on one connection; sshd's MaxSessions is 10.
+        Commands at a time on one connection. Half of sshd's MaxSessions, which is 10: a session that has ended is
+        counted until sshd tidies up, and by then the next one may have been asked for.
 
     Notes
     -----
-    A call that is cut short by its timeout takes the host's connection with it: its session would go on counting
-    against MaxSessions, and what does not answer in time may be a black hole. The next call opens a new one.
+    A call that is cut short (by its timeout, by being cancelled, by too much output) takes the host's connection with
+    it: its session would go on counting against MaxSessions, and what does not answer in time may be a black hole. The
+    next call opens a new one.
     What a command has started at the other end goes on, whatever becomes of the connection.
     """
 
@@ -104,7 +105,7 @@ class SshPool:
         keepalive_interval_s: float = 15.0,
         keepalive_count_max: int = 3,
         max_handshakes: int = 8,
-        max_channels: int = 8,
+        max_channels: int = 5,
     ) -> None:
         self._key_path = client_key
         self._connect_timeout_s = connect_timeout_s
@@ -227,22 +228,30 @@ class SshPool:
     @asynccontextmanager
     async def _command(self, host: SshHost, command: str, timeout_s: float) -> AsyncIterator[RunningCommand]:
         entry = self._entry_of(host)
-        connection: Connection | None = None
         try:
-            async with asyncio.timeout(timeout_s) as patience:
-                connection = await self._connection(entry, host)
-                async with entry.channels, connection.command(command) as running:
-                    yield running
+            async with asyncio.timeout(timeout_s) as patience, AsyncExitStack() as stack:
+                await stack.enter_async_context(entry.channels)
+                yield await self._start(entry, host, command, stack)
         except TimeoutError as error:
             if not patience.expired():
                 raise
-            if connection is None:
+            if entry.connection is None:
                 raise SshConnectionError(host.label, f"no connection within {timeout_s:g} s") from error
-            reason = f"a command did not end within {timeout_s:g} s"
-            if not connection.is_lost:
-                connection.abort()
-                _say_lost(host, reason)
-            raise SshConnectionError(host.label, reason) from error
+            why = f"a command did not end within {timeout_s:g} s"
+            if entry.connection.is_lost:
+                _say_lost(host, why)
+            raise SshConnectionError(host.label, why) from error
+
+    async def _start(self, entry: _Entry, host: SshHost, command: str, stack: AsyncExitStack) -> RunningCommand:
+        for is_last in (False, True):
+            connection = await self._connection(entry, host)
+            try:
+                return await stack.enter_async_context(connection.command(command))
+            except SshConnectionError as error:
+                # A kept connection that had broken and nobody had noticed yet.
+                if is_last or error.may_have_run:
+                    raise
+        raise AssertionError("unreachable")
 
     async def run(
         self,

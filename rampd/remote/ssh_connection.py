@@ -7,9 +7,9 @@ untrusted: it is bounded, and escaped where it gets into a sentence.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
-import stat
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
@@ -25,6 +25,7 @@ from rampd.remote.hosts import (
     SshKeyFileError,
     printable,
 )
+from rampd.remote.key_file import read_key_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from rampd.remote.hosts import SshHost
 
 _BUFFER_BYTES: Final = 1 << 20
-_MAX_KEY_FILE_BYTES: Final = 64 << 10
 _CLOSE_S: Final = 1.0
 _HOST_KEY_ALGORITHMS: Final = (
     "ssh-ed25519",
@@ -62,33 +62,19 @@ def load_private_key(path: Path) -> asyncssh.SSHKey:
     SshKeyFileError
         It is missing, cannot be read, can be read by others, is no private key, or has a passphrase.
     """
-    try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise SshKeyFileError(f"{path} is not a file; key_path must name the private key's file")
-        if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            permissions = f"mode {stat.S_IMODE(mode):04o}"
-            raise SshKeyFileError(f"{path} is open to other users ({permissions}); make it private: chmod 400 {path}")
-        with path.open("rb") as file:
-            data = file.read(_MAX_KEY_FILE_BYTES)
-    except FileNotFoundError:
-        raise SshKeyFileError(f"there is no key file {path}; key_path must name the private key (.pem)") from None
-    except OSError as error:
-        raise SshKeyFileError(f"the key file {path} cannot be read: {error.strerror}") from None
-    try:
+    data = read_key_file(path)
+    # What the library says may quote the file.
+    with suppress(ValueError, asyncssh.KeyEncryptionError):
         return asyncssh.import_private_key(data)
-    except (ValueError, asyncssh.KeyEncryptionError):
-        pass  # what it says may quote the file
-    try:
-        # With a passphrase at hand, only an encrypted key still complains of encryption.
-        asyncssh.import_private_key(data, passphrase="-")  # noqa: S106 -- nobody's
-    except asyncssh.KeyEncryptionError:
-        raise SshKeyFileError(
-            f"the key in {path} has a passphrase, and nobody is there to type it; use one without "
-            f"(ssh-keygen -p -f {path} removes it)"
-        ) from None
-    except ValueError:
-        pass
+    with suppress(ValueError):
+        try:
+            # With a passphrase at hand, only an encrypted key still complains of encryption.
+            asyncssh.import_private_key(data, passphrase="-")  # noqa: S106 -- nobody's
+        except asyncssh.KeyEncryptionError:
+            raise SshKeyFileError(
+                f"the key in {path} has a passphrase, and nobody is there to type it; use one without "
+                f"(ssh-keygen -p -f {path} removes it)"
+            ) from None
     raise SshKeyFileError(f"{path} holds no private key in a form that OpenSSH knows")
 
 
@@ -194,30 +180,31 @@ class Connection:
 
     @asynccontextmanager
     async def command(self, command: str) -> AsyncIterator[RunningCommand]:
-        """Start a command and give it; what still runs of it at the end is cut off from here.
+        """Start a command and give it. If it has not ended at the end, the connection is closed with it.
+
+        A server goes on counting the session of a command that runs on, and allows ten (sshd's MaxSessions).
 
         Raises
         ------
         SshConnectionError
             The connection is lost, or the host opens no further session.
         """
-        opening = True
-        running: RunningCommand | None = None
+        has_ended = False
         try:
             try:
                 channel, session = await self._connection.create_session(_Command, command, encoding=None)
             except (asyncssh.Error, OSError) as error:
-                opening = False
-                raise SshConnectionError(self._host.label, f"no command can be started: {_reason(error)}") from error
-            opening = False
+                # Where no session is opened, nothing was asked for, and nothing is left there.
+                was_asked = getattr(error, "code", None) in (None, asyncssh.OPEN_REQUEST_SESSION_FAILED)
+                has_ended = not was_asked
+                why = f"no command can be started: {_reason(error)}"
+                raise SshConnectionError(self._host.label, why, may_have_run=was_asked) from error
             running = RunningCommand(self._host, channel, cast("_Command", session))
             yield running
+            has_ended = running.has_ended
         finally:
-            if opening:
-                # A session that nobody waited for would be the server's for ever, and it allows ten.
+            if not has_ended:
                 self.abort()
-            elif running is not None:
-                running.cut_off()
 
     def abort(self) -> None:
         """Close at once, whatever is under way, without a word to the other side."""
@@ -243,6 +230,11 @@ class RunningCommand:
         self._host = host
         self._channel = channel
         self._session = session
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its channel is closed from both sides."""
+        return self._session.has_ended
 
     async def write(self, data: bytes) -> bool:
         """Give it input, as fast as it takes it; return whether it takes any more."""
@@ -280,10 +272,6 @@ class RunningCommand:
         if self._session.status is None:
             raise SshConnectionError(self._host.label, "the connection broke while a command was running")
         return Completed(self._session.status, stdout, bytes(self._session.stderr))
-
-    def cut_off(self) -> None:
-        """Close its channel, if it is open. What the command started over there goes on."""
-        self._channel.abort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,7 +420,7 @@ def _reason(error: BaseException | None) -> str:
     match error:
         case None:
             return "the other side closed it"
-        case OSError(strerror=str(strerror)):
-            return strerror
+        case OSError(errno=int(number)):
+            return os.strerror(number)  # asyncio's own words tell the address, not the reason
         case _:
             return printable(str(error)) or type(error).__name__

@@ -108,7 +108,7 @@ class Sshd:
         self.change_host_key()
 
     def change_host_key(self) -> None:
-        """Give it another host key, from its next start on."""
+        """Give it another host key, from the next connection on: sshd reads its files for each."""
         pair = asyncssh.generate_private_key("ssh-ed25519")
         file = self.folder / "host_key"
         file.unlink(missing_ok=True)
