@@ -143,7 +143,7 @@ def load_config(
         ramp=_resolve_ramp(ramp, root, folders),
         dispatcher=_resolve_dispatcher(dispatcher, root, ramp.event_name),
         worker=worker,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *worker.advice(dispatcher)),
     )
 
 

@@ -47,7 +47,7 @@ def judge_run(job: Job, results: Results, *, staging: Path, config: WorkerConfig
         This machine could not keep the results.
     """
     run_exit, output = results.exit, results.training_output
-    unkept = ""
+    unkept = results.refused
     if run_exit.status == 0 and output is not None:
         try:
             scores = ramp_test.keep_training_output(

@@ -65,6 +65,8 @@ class Job:
     """`logs_dir/<name>/log`: the run's whole output, written while it runs."""
     timeout_s: float
     n_threads: int | None
+    lost_before: int = 0
+    """How many of its submission's attempts before this one lost their host."""
     recorded: str | None = None
     """What an earlier `setup` of this very attempt recorded before its daemon ended, as the worker's JSON; None at a
     first setup."""
@@ -83,6 +85,8 @@ class Exit:
     log_bytes: int | None = None
     """What it printed; the log may hold less, see `log_capped`."""
     log_capped: bool = False
+    timed_out: bool = False
+    """Whether the far side ended it at its timeout, while nobody here looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ class Results:
     exit: Exit
     training_output: Path | None
     log_path: Path | None
+    refused: str = ""
+    """Why there is no training_output although the run left one, as a sentence that a participant may see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +114,18 @@ class Verdict:
     exit: Exit | None = None
     output_inode: int | None = None
     """The inode of the folder of checked predictions: a rename keeps it, so a swap that was made is recognized."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `rampctl check` looked at."""
+
+    name: str
+    is_ok: bool
+    detail: str
+    """What was found; what to do about it where it is not ok."""
+    is_warning: bool = False
+    """It works, and somebody should know all the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,9 +73,12 @@ def base_environment(*, home: Path, temporary: Path, user: str, n_threads: int |
     environment |= locale or {"LANG": "C.UTF-8"}
     if "TZ" in os.environ:
         environment["TZ"] = os.environ["TZ"]
-    if n_threads is not None:
-        environment |= dict.fromkeys(_THREAD_LIMITS, str(n_threads))
-    return environment
+    return environment | thread_limits(n_threads)
+
+
+def thread_limits(n_threads: int | None) -> dict[str, str]:
+    """Return the variables that keep numerical libraries to so many threads; none where it is None."""
+    return {} if n_threads is None else dict.fromkeys(_THREAD_LIMITS, str(n_threads))
 
 
 _THREAD_LIMITS = (
