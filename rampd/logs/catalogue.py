@@ -19,6 +19,10 @@ _FINAL_OUTCOMES = tuple(outcome for outcome in Outcome if outcome is not Outcome
 _WHERE = {
     "pid": whole("the process group of the run, where it is on this machine", nullable=True, required=False),
     "host": text("the host of the run, where it is on another", nullable=True, required=False),
+    "instance_id": text("EC2's id of its instance", nullable=True, required=False),
+    "instance_type": text("the instance's type", nullable=True, required=False),
+    "spot": flag("whether the instance is a spot instance", nullable=True, required=False),
+    "instance_s": number("for how long the instance has been paid for", nullable=True, required=False),
 }
 
 CATALOGUE: Final[Mapping[str, EventSpec]] = {

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 GROUP = "rampd.workers"
 
 
-_OWN = {"conda": EntryPoint(name="conda", value="rampd.workers.conda:CondaWorker", group=GROUP)}
+_OWN = {
+    name: EntryPoint(name=name, value=value, group=GROUP)
+    for name, value in {
+        "aws": "rampd.workers.aws:AwsWorker",
+        "conda": "rampd.workers.conda:CondaWorker",
+    }.items()
+}
 """Known without the 20 ms that it takes to look through everything that is installed."""
 
 

@@ -15,12 +15,15 @@ from rampd.testing import FakeAllocation, FakeRun, FakeWorker, WorkerContract, m
 from rampd.workers.base import Worker, WorkerContext
 from rampd.workers.conda import CondaAllocation, CondaConfig, CondaWorker
 from rampd.workers.containment import Containment, marked_processes
+from support.aws import AwsRoom
 from support.deployment import Deployment
 from support.requirements import needs_root
 from support.store_room import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from rampd.workers.aws_allocation import AwsAllocation
 
 # Has a child of its own while it hangs, and one in a session of its own: they count as the run's.
 _BY_NAME = """#!/bin/sh
@@ -127,3 +130,22 @@ class TestCondaWorkerWithSubreaper(CondaWorkerContract):
 
     containment = Containment.SUBREAPER
     expected = Containment.SUBREAPER
+
+
+class TestAwsWorker(WorkerContract):
+    """Each run is on an instance of its own: a moto instance whose machine is a real sshd."""
+
+    patience_s = 60.0
+
+    @asynccontextmanager
+    async def open_worker(self, root: Path) -> AsyncIterator[Worker[Any]]:
+        """Give one whose cloud is its own."""
+        with AwsRoom(root / "cloud") as self.room:
+            async with self.room.opened(state_root=root) as worker:
+                yield worker
+
+    def is_alive(self, worker: Worker[Any], allocation: AwsAllocation) -> bool:
+        """Look for the run's processes on its machine, and whether the machine is there."""
+        assert allocation.instance_id is not None
+        machine = self.room.machines[allocation.instance_id]
+        return any(process.name() == "sleep" for process in machine.processes())

@@ -17,7 +17,7 @@ from rampd.operations.status import look_at_event, look_at_submission
 from rampd.states import SubmissionState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rampd.config import Settings
@@ -106,11 +106,29 @@ def _note(one: SubmissionStatus) -> str:
     if one.state is SubmissionState.NEW:
         return one.reason or "" if one.attempt else ""
     if one.where:
-        return ", ".join(f"{name} {value}" for name, value in one.where.items() if value is not None)
+        return _place(one.where)
     if one.outcome == "timeout":
         return "timeout"
     last_line = one.error_msg.strip().rpartition("\n")[2]
     return last_line or ("" if one.state is SubmissionState.SCORED else one.reason or "")
+
+
+def _place(where: Mapping[str, Any]) -> str:
+    """Say where a run is, in as few words as fit beside its name: an instance's facts speak for themselves."""
+    if where.get("instance_id") is None:
+        return ", ".join(f"{name} {value}" for name, value in where.items() if value is not None)
+    market = "spot" if where.get("spot") else "on-demand"
+    cost = where.get("instance_s")
+    words = [where["instance_id"], where.get("instance_type"), market, where.get("host")]
+    return " ".join([*map(str, filter(None, words)), *([] if cost is None else [f"{cost:.0f} s"])])
+
+
+def _place_at_length(where: Mapping[str, Any]) -> str:
+    cost = where.get("instance_s")
+    if where.get("instance_id") is None or cost is None:
+        return _place(where)
+    short = _place({**where, "instance_s": None})
+    return f"{short}, launched {duration(cost)} ago: {cost:.0f} instance seconds so far"
 
 
 def _show_submission(details: SubmissionDetails, *, as_json: bool) -> None:
@@ -129,6 +147,8 @@ def _show_submission(details: SubmissionDetails, *, as_json: bool) -> None:
     place = f", place {one.position}" if one.position else ""
     click.echo(f"{output.escaped(one.name)}: {one.state}{place}")
     click.echo(f"log: {output.escaped(details.log_path)}")
+    if one.where:
+        click.echo(f"runs: {output.escaped(_place_at_length(one.where))}")
     if details.attempts:
         click.echo()
         output.print_table(
