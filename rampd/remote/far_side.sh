@@ -255,6 +255,8 @@ watch() { # the deadline and AWS's notice, until it is ended
         napping=$!
         wait "$napping"
         seconds_up
+        # Should somebody have killed the wrapper, the deadline holds all the same, while anything of the run lives.
+        wrapper_lives || any_left || exit 0
     done
     : >timed_out
     end_job
@@ -334,18 +336,23 @@ training() {
         set -- mprof run --include-children --output "$dir/mprof.dat" \
             sh -c 'trap : TERM; "$@"; echo "$?" >"$0"' "$dir/ramp_status" "$@"
     fi
-    if [ "$(/usr/bin/time -q -f %M true 2>&1)" -gt 0 ] 2>/dev/null; then
-        set -- /usr/bin/time -q -f %M -o "$dir/rss" "$@"
-    elif python3 -I -c '' 2>/dev/null; then
+    # Both say how large the largest process has been; what they run ends before they do, also where all are told to.
+    if python3 -I -c '' 2>/dev/null; then
         set -- python3 -I -c '
 import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: None)
 child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
 _, status, usage = os.wait4(child, 0)
-with open(sys.argv[1], "w") as file:
-    file.write(f"{usage.ru_maxrss}\n")
+try:
+    with open(sys.argv[1], "w") as file:
+        file.write(f"{usage.ru_maxrss}\n")
+except OSError:
+    pass
 code = os.waitstatus_to_exitcode(status)
 sys.exit(code if code >= 0 else 128 - code)
 ' "$dir/rss" "$@"
+    elif [ "$(/usr/bin/time -q -f %M true 2>&1)" -gt 0 ] 2>/dev/null; then
+        set -- /usr/bin/time -q -f %M -o "$dir/rss" "$@"
     fi
     : >"$dir/started" || give_up disk-full
     # Waits for what it has started, where the whole group is told to end.
@@ -371,8 +378,8 @@ launch() { # answers once ramp-test runs, or will not
     until [ -e "$dir/started" ] || [ -e "$dir/ended" ] || [ "$tries" -ge 600 ]; do
         pause
         tries=$((tries + 1))
-        # It has ten seconds to appear, and may not be gone without a word.
-        if [ "$tries" -ge 100 ] && ! wrapper_lives; then
+        # It has ten seconds to appear, and then may not be gone without a word.
+        if ! wrapper_lives && { [ -e "$dir/pid" ] || [ "$tries" -ge 100 ]; }; then
             break
         fi
     done

@@ -107,6 +107,19 @@ class Sshd:
         (self.home / ".profile").write_text(profile, encoding="utf-8")
         self.change_host_key()
 
+    @property
+    def path(self) -> str:
+        """What PATH is before the profile has its say."""
+        return f"{self.folder / 'sh'}:/usr/local/bin:/usr/bin:/bin"
+
+    def use_shell(self, name: str) -> None:
+        """Have `sh` be this shell over there."""
+        program = shutil.which(name)
+        assert program is not None
+        (self.folder / "sh").mkdir(exist_ok=True)
+        (self.folder / "sh" / "sh").unlink(missing_ok=True)
+        (self.folder / "sh" / "sh").symlink_to(program)
+
     def change_host_key(self) -> None:
         """Give it another host key, from the next connection on: sshd reads its files for each."""
         pair = asyncssh.generate_private_key("ssh-ed25519")
@@ -141,7 +154,7 @@ class Sshd:
             "PasswordAuthentication": "no",
             "KbdInteractiveAuthentication": "no",
             "PrintMotd": "no",
-            "SetEnv": f"HOME={self.home}",
+            "SetEnv": f"HOME={self.home} PATH={self.path}",
         } | self._options
         config.write_text("".join(f"{name} {value}\n" for name, value in lines.items()), encoding="utf-8")
         program = shutil.which("sshd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rampd.remote.detached_run import DetachedRun
 from rampd.remote.ssh import SshHost, SshPool
 from support.conda import warm_up_uvloop
+from support.far import Far
+from support.requirements import needs
 from support.sshd import Sshd
 
 if TYPE_CHECKING:
@@ -42,3 +45,18 @@ async def pool(machine: Sshd) -> AsyncIterator[SshPool]:
         pool = SshPool(machine.client_key, connect_timeout_s=20.0)
         await pool.open(stack)
         yield pool
+
+
+@pytest.fixture(params=["dash", "bash"])
+def shell(request: pytest.FixtureRequest, machine: Sshd) -> str:
+    """Have the machine's `sh` be dash (Debian, Ubuntu), then bash (Amazon Linux)."""
+    name: str = request.param
+    needs(name)
+    machine.use_shell(name)
+    return name
+
+
+@pytest.fixture
+def far(machine: Sshd, host: SshHost, pool: SshPool, tmp_path: Path) -> Far:
+    """Give a run on the machine, of which nothing is there yet."""
+    return Far(pool, host, machine, DetachedRun("5f" * 16, "first", str(machine.kit)), tmp_path)
