@@ -113,6 +113,8 @@ class RunSettings:
     memory_profiling: bool = False
     imds_url: str | None = IMDS_URL
     """Where to look for a spot notice; None: nowhere."""
+    look_every_s: int = 5
+    """How often; AWS says 5 s ("Spot Instance interruption notices")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def install(run: DetachedRun, settings: RunSettings) -> FarCommand:
         "max_log_bytes": str(settings.max_log_bytes),
         "memory_profiling": str(int(settings.memory_profiling)),
         "imds_url": settings.imds_url or "",
+        "look_every_s": str(max(1, settings.look_every_s)),
     }
     for name in settings.environment:
         if _ENV_NAME.fullmatch(name) is None:

@@ -19,7 +19,7 @@ dir=${0%/*}
 mark=RAMPD_REMOTE_RUN
 GRACE_TENTHS=50
 PROBE_BYTES=8388608
-id='' name='' kit='' timeout_s=0 max_log_bytes=0 memory_profiling=0 imds_url=''
+id='' name='' kit='' timeout_s=0 max_log_bytes=0 memory_profiling=0 imds_url='' look_every_s=5
 # shellcheck disable=SC1091 # made by rampd
 . "$dir/settings"
 # shellcheck disable=SC2088 # the tilde itself is meant
@@ -250,7 +250,7 @@ watch() { # the deadline and AWS's notice, until it is ended
     while [ "$now" -lt "$deadline" ]; do
         [ -z "$imds_url" ] || [ -e spot ] || look_for_notice
         nap=$((deadline - now))
-        [ "$nap" -le 5 ] || nap=5
+        [ "$nap" -le "$look_every_s" ] || nap=$look_every_s
         sleep "$nap" &
         napping=$!
         wait "$napping"

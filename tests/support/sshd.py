@@ -110,7 +110,23 @@ class Sshd:
     @property
     def path(self) -> str:
         """What PATH is before the profile has its say."""
-        return f"{self.folder / 'sh'}:/usr/local/bin:/usr/bin:/bin"
+        tools = self.folder / "tools"
+        return f"{self.folder / 'sh'}:{tools if tools.is_dir() else '/usr/local/bin:/usr/bin:/bin'}"
+
+    def hide(self, *commands: str) -> None:
+        """Have none of these over there."""
+        tools = self.folder / "tools"
+        tools.mkdir()
+        for place in (Path("/bin"), Path("/usr/bin")):
+            for program in place.iterdir():
+                if program.name not in commands and not (tools / program.name).is_symlink():
+                    (tools / program.name).symlink_to(program)
+        self.stop_listening()
+        self.start()
+
+    def write_profile(self, text: str) -> None:
+        """Have this as the far user's `~/.profile`."""
+        (self.home / ".profile").write_text(text, encoding="utf-8")
 
     def use_shell(self, name: str) -> None:
         """Have `sh` be this shell over there."""
