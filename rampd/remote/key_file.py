@@ -1,7 +1,9 @@
-"""A private key's file, as far as one can say without understanding it: that it is there, and nobody else's to read."""
+"""A private key's file, as far as one can say without an SSH library: that it is there, private, and not encrypted."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import stat
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_BYTES = 64 << 10
+_OPENSSH = b"openssh-key-v1\0"
 
 
 def read_key_file(path: Path) -> bytes:
@@ -34,3 +37,20 @@ def read_key_file(path: Path) -> bytes:
         raise SshKeyFileError(f"there is no key file {path}; key_path must name the private key (.pem)") from None
     except OSError as error:
         raise SshKeyFileError(f"the key file {path} cannot be read: {error.strerror}") from None
+
+
+def has_passphrase(data: bytes) -> bool:
+    """Return whether a private key is encrypted, in any of the forms that OpenSSH writes.
+
+    Sources: RFC 1421, 4.6.1.1 (Proc-Type); RFC 7468, 11; OpenSSH's PROTOCOL.key (the cipher's name comes first).
+    """
+    if b"Proc-Type: 4,ENCRYPTED" in data or b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in data:
+        return True
+    _, begin, rest = data.partition(b"-----BEGIN OPENSSH PRIVATE KEY-----")
+    if not begin:
+        return False
+    try:
+        body = base64.b64decode(rest.partition(b"-----END")[0])
+    except binascii.Error:
+        return False
+    return body.startswith(_OPENSSH) and not body.startswith(_OPENSSH + b"\0\0\0\x04none")

@@ -25,7 +25,7 @@ from rampd.remote.hosts import (
     SshKeyFileError,
     printable,
 )
-from rampd.remote.key_file import read_key_file
+from rampd.remote.key_file import has_passphrase, read_key_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -63,19 +63,16 @@ def load_private_key(path: Path) -> asyncssh.SSHKey:
         It is missing, cannot be read, can be read by others, is no private key, or has a passphrase.
     """
     data = read_key_file(path)
-    # What the library says may quote the file.
-    with suppress(ValueError, asyncssh.KeyEncryptionError):
+    if has_passphrase(data):
+        raise SshKeyFileError(
+            f"the key in {path} has a passphrase, and nobody is there to type it; use one without "
+            f"(ssh-keygen -p -f {path} removes it)"
+        )
+    try:
         return asyncssh.import_private_key(data)
-    with suppress(ValueError):
-        try:
-            # With a passphrase at hand, only an encrypted key still complains of encryption.
-            asyncssh.import_private_key(data, passphrase="-")  # noqa: S106 -- nobody's
-        except asyncssh.KeyEncryptionError:
-            raise SshKeyFileError(
-                f"the key in {path} has a passphrase, and nobody is there to type it; use one without "
-                f"(ssh-keygen -p -f {path} removes it)"
-            ) from None
-    raise SshKeyFileError(f"{path} holds no private key in a form that OpenSSH knows")
+    except (ValueError, asyncssh.KeyEncryptionError):
+        # Not chained: what the library says may quote the file.
+        raise SshKeyFileError(f"{path} holds no private key in a form that OpenSSH knows") from None
 
 
 def host_key_line(key: asyncssh.SSHKey) -> str:
