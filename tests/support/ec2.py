@@ -87,11 +87,15 @@ class Cloud:
         self._pauses: list[Pause] = []
         self._replies: dict[str, tuple[dict[str, str], bytes]] = {}
         self._lock = threading.RLock()
+        """Held while moto is at work, which is not made for threads."""
+        self._arrivals = threading.Lock()
         self.calls: list[Call] = []
         self.addresses: dict[str, str] = {}
         self.machines: dict[str, Machine] = {}
         self.never_boots = threading.Event()
         """While it is set, instances stay pending."""
+        self.is_away = threading.Event()
+        """While it is set, nothing is answered: connections are cut."""
         self._overridden: dict[str, tuple[str, str]] = {}
 
     def __enter__(self) -> Self:
@@ -152,7 +156,7 @@ class Cloud:
 
     def fail(self, action: str, *faults: Fault) -> None:
         """Have the next calls of an action fail so, in this order."""
-        with self._lock:
+        with self._arrivals:
             self._faults[action].extend(faults)
             self._pauses += [fault for fault in faults if isinstance(fault, Pause)]
 
@@ -164,7 +168,7 @@ class Cloud:
 
     def called(self, action: str) -> list[Call]:
         """Return the calls of an action so far, dry runs left out."""
-        with self._lock:
+        with self._arrivals:
             return [call for call in self.calls if call.action == action and not call.is_dry]
 
     def alive(self) -> list[str]:
@@ -197,10 +201,13 @@ class Cloud:
         parameters = dict(parse_qsl(body.decode()))
         action = parameters.get("Action", "")
         call = Call(action, parameters)
-        with self._lock:
+        with self._arrivals:
             self.calls.append(call)
             queue = self._faults[action]
             fault = None if call.is_dry or not queue else queue.popleft()
+        if self.is_away.is_set():
+            environ["werkzeug.socket"].shutdown(2)
+            return []
         if isinstance(fault, Refusal):
             start_response(f"{fault.status} Refused", [("Content-Type", "text/xml")])
             return [_error(fault)]
