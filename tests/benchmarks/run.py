@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from benchmarks import measures  # noqa: E402 -- the path comes first
+from benchmarks.ssh_polling import polling  # noqa: E402
 from rampd.demo import environment  # noqa: E402
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ LONG: dict[str, Measure] = {
     "memory": lambda root: measures.memory(root, first=200, last=2000, step=200),
     "queue": lambda root: measures.queue(root, few=100, many=10_000, measured=100),
     "original": lambda root: measures.original(root, count=20),
+    "polling": lambda root: polling(root, instances=200, interval_s=1.0, seconds=30, rival_polls=20),
+    "polling-1000": lambda root: polling(root, instances=1000, interval_s=60.0, seconds=120, rival_polls=5),
 }
 SHORT: dict[str, Measure] = {
     "stubs": lambda root: measures.stubs(root, count=60, rounds=2),
@@ -54,6 +57,7 @@ SHORT: dict[str, Measure] = {
     "idle": lambda root: measures.idle(root, seconds=5),
     "memory": lambda root: measures.memory(root, first=100, last=400, step=100),
     "queue": lambda root: measures.queue(root, few=100, many=2_000, measured=50),
+    "polling": lambda root: polling(root, instances=40, interval_s=1.0, seconds=5, rival_polls=5),
 }
 
 
