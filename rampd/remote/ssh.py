@@ -51,6 +51,7 @@ log = structlog.get_logger(__name__)
 
 _CHUNK = 256 << 10
 _MAX_ANSWER_BYTES = 64 << 10
+_DISCONNECTED = "it was disconnected meanwhile"
 _BACKOFF_S = 0.5
 _MAX_BACKOFF_S = 15.0
 
@@ -69,6 +70,8 @@ class _Entry:
     """Openings that failed in a row."""
     not_before: float = 0.0
     """When the next opening may begin, on the loop's clock."""
+    is_gone: bool = False
+    """Whether the pool has let go of it: whoever still has it in hand opens nothing any more."""
 
 
 class SshPool:
@@ -113,6 +116,7 @@ class SshPool:
         self._max_handshakes = max_handshakes
         self._max_channels = max_channels
         self._entries: dict[str, _Entry] = {}
+        self._is_closed = False
         self._connector: Connector
         """Made by `open`."""
 
@@ -131,6 +135,7 @@ class SshPool:
         stack.push_async_callback(self._close)
 
     async def _close(self) -> None:
+        self._is_closed = True
         async with asyncio.TaskGroup() as group:
             for key in list(self._entries):
                 group.create_task(self.disconnect(key), name=f"ssh/disconnect/{key}")
@@ -142,6 +147,7 @@ class SshPool:
         """
         entry = self._entries.pop(key, None)
         if entry is not None:
+            entry.is_gone = True
             await self._drop(entry)
 
     async def _drop(self, entry: _Entry) -> None:
@@ -173,12 +179,16 @@ class SshPool:
         return (await self._connection(self._entry_of(host), host)).host_key
 
     def _entry_of(self, host: SshHost) -> _Entry:
+        if self._is_closed:
+            raise SshConnectionError(host.label, "the pool is closed")
         entry = self._entries.get(host.key)
         if entry is None:
             entry = self._entries[host.key] = _Entry(host, asyncio.Semaphore(self._max_channels))
         return entry
 
     async def _connection(self, entry: _Entry, host: SshHost) -> Connection:
+        if entry.is_gone:
+            raise SshConnectionError(host.label, _DISCONNECTED)
         if _place(entry.host) != _place(host):
             entry.host = host
             await self._drop(entry)
@@ -190,7 +200,7 @@ class SshPool:
             await self._opened(entry, host)
             kept = entry.connection
         if kept is None:
-            raise SshConnectionError(host.label, "it was disconnected meanwhile")
+            raise SshConnectionError(host.label, _DISCONNECTED)
         if pinned is not None and kept.host_key != pinned:
             raise SshHostKeyError(host.label, f"its key is {kept.host_key}, and not the pinned one, {pinned}")
         return kept
@@ -201,10 +211,8 @@ class SshPool:
         opening = entry.opening
         # Not cancelled with one of those who wait for it: it is bounded in time, and `disconnect` ends it.
         await asyncio.wait([opening])
-        if entry.opening is opening:
-            entry.opening = None
         if opening.cancelled():
-            raise SshConnectionError(host.label, "it was disconnected meanwhile")
+            raise SshConnectionError(host.label, _DISCONNECTED)
         if (error := opening.result()) is not None:
             raise error.with_traceback(None)
 
@@ -220,6 +228,10 @@ class SshPool:
             entry.failures += 1
             entry.not_before = loop.time() + _backoff_s(entry.failures)
             return error
+        finally:
+            # Here and not by a waiter: there may be none left.
+            if entry.opening is asyncio.current_task():
+                entry.opening = None
         entry.pinned = entry.connection.host_key
         entry.failures = 0
         log.info("ssh.connected", host=host.address, instance_id=host.key, connect_s=loop.time() - begun)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
@@ -26,6 +25,7 @@ from rampd.remote.hosts import (
     printable,
 )
 from rampd.remote.key_file import has_passphrase, read_key_file
+from rampd.remote.sockets import connected_socket, first_byte
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -51,7 +51,7 @@ _CIPHERS: Final = (
     "aes256-ctr",
     "aes128-ctr",
 )
-"""Cheapest first: AES in the processor takes a third less of a poll than asyncssh's first choice."""
+"""Cheapest first: with AES a poll takes a quarter less processor time than with asyncssh's first choice."""
 
 
 def load_private_key(path: Path) -> asyncssh.SSHKey:
@@ -336,9 +336,9 @@ class Connector:
     ) -> asyncssh.SSHClientConnection:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.timeout_s
-        connected = await _connected_socket(host)
+        connected = await connected_socket(host.address, host.port)
         try:
-            await _first_byte(connected)
+            await first_byte(connected)
             waiting_since = loop.time()
             patience.reschedule(None)
             async with self.handshakes:
@@ -371,30 +371,6 @@ class Connector:
         except BaseException:
             connected.close()
             raise
-
-
-async def _connected_socket(host: SshHost) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    family, kind, protocol, _, where = (await loop.getaddrinfo(host.address, host.port, type=socket.SOCK_STREAM))[0]
-    connecting = socket.socket(family, kind, protocol)
-    try:
-        connecting.setblocking(False)
-        await loop.sock_connect(connecting, where)
-    except BaseException:
-        connecting.close()
-        raise
-    return connecting
-
-
-async def _first_byte(connected: socket.socket) -> None:
-    """Wait until the server has said something, or has closed; a server speaks first (RFC 4253, 4.2)."""
-    loop = asyncio.get_running_loop()
-    spoken = loop.create_future()
-    loop.add_reader(connected, lambda: None if spoken.done() else spoken.set_result(None))
-    try:
-        await spoken
-    finally:
-        loop.remove_reader(connected)
 
 
 def _host_key_algorithms(expected: asyncssh.SSHKey | None) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _RUN = detached.DetachedRun("5f" * 16, "first", "/home/ubuntu/ramp-kits/iris")
-_TICK_S = 0.005
+_TICK_S = 0.01
 
 
 class Lag:
@@ -80,7 +80,9 @@ async def main(machines: dict[str, Any], key: Path, interval_s: float, seconds: 
         took_s: list[float] = []
         idle = Lag()  # what the machine's other work costs by itself
         watching = asyncio.create_task(idle.watch(), name="lag of an idle loop")
+        begun, cpu = time.monotonic(), time.process_time()
         await asyncio.sleep(2)
+        idle_percent = round((time.process_time() - cpu) / (time.monotonic() - begun) * 100, 1)
         watching.cancel()
         lag = Lag()
         watching = asyncio.create_task(lag.watch(), name="lag")
@@ -97,6 +99,7 @@ async def main(machines: dict[str, Any], key: Path, interval_s: float, seconds: 
         "polls": len(took_s),
         "connect_all_s": round(connected_s, 2),
         "connect_cpu_ms_each": round(connecting_cpu_s / len(hosts) * 1000, 2),
+        "idle_cpu_percent": idle_percent,
         "cpu_percent": round(polling_cpu_s / polled_s * 100, 1),
         "poll_cpu_ms": round(polling_cpu_s / len(took_s) * 1000, 3),
         "poll_median_ms": round(took_s[len(took_s) // 2] * 1000, 1),

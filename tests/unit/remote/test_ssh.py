@@ -171,6 +171,40 @@ async def test_a_call_waits_for_an_opening_no_longer_than_it_was_given(pool: Ssh
     assert len(connector.begun_at) == 1
 
 
+async def test_who_still_waits_for_a_disconnected_host_opens_nothing(pool: SshPool, connector: FakeConnector) -> None:
+    """A command that had no channel yet does not bring a connection back that nobody would close."""
+    await pool.connect(HOST)
+    entry = pool._entries["i-1"]
+    for _ in range(5):
+        await entry.channels.acquire()
+    waiting = asyncio.create_task(pool.run(HOST, "true", timeout_s=60, max_output_bytes=1))
+    await asyncio.sleep(1)
+    await pool.disconnect("i-1")
+    entry.channels.release()
+    with pytest.raises(SshConnectionError, match="disconnected"):
+        await waiting
+    assert len(connector.begun_at) == 1
+
+
+async def test_an_error_that_nobody_waited_for_is_nobodys_later(pool: SshPool, connector: FakeConnector) -> None:
+    """Once all callers of an opening were cancelled, the next caller gets an opening of its own."""
+    connector.errors.append(SshConnectionError("i-1", "refused"))
+    waiting = asyncio.create_task(pool.connect(HOST))
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    await asyncio.sleep(3)
+    assert await pool.connect(HOST) == KEY
+    assert len(connector.begun_at) == 2
+
+
+async def test_a_closed_pool_opens_nothing(pool: SshPool, connector: FakeConnector) -> None:
+    """Whoever is late is told."""
+    await pool._close()
+    with pytest.raises(SshConnectionError, match="closed"):
+        await pool.connect(HOST)
+    assert connector.begun_at == []
+
+
 async def test_closing_the_pool_closes_everything(pool: SshPool, connector: FakeConnector) -> None:
     """What is open and what is being opened."""
     await pool.connect(HOST)
