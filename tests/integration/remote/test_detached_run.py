@@ -152,7 +152,7 @@ async def test_what_was_stopped_before_its_launch_never_starts(far: Far) -> None
 
 async def test_a_wrapper_that_was_killed_is_lost_and_can_be_cleaned_up_after(far: Far) -> None:
     """Nobody knows how the run ends then; what still runs is found by its mark."""
-    await far.begin(_LONG, SETTINGS)
+    await far.begin(_LONG, RunSettings(timeout_s=600, max_log_bytes=1000, imds_url=None, look_every_s=1))
     wrapper = psutil.Process(int((far.folder / "pid").read_text(encoding="utf-8").split()[0]))
     wrapper.kill()
     await until(lambda: not wrapper.is_running() or wrapper.status() == psutil.STATUS_ZOMBIE)
