@@ -34,6 +34,7 @@ _CALL_S: Final = 60.0
 _LOOK_S: Final = 20.0
 """The same for what is only looked at, and looked at again."""
 _TRIES: Final = 6
+_LOOK_TRIES: Final = 3
 _CONNECT_S: Final = 5.0
 _READ_S: Final = 30.0
 _CONNECTIONS: Final = 200
@@ -131,7 +132,7 @@ class Ec2:
                 async for again in AsyncRetrying(
                     retry=retry_if_exception(lambda error: getattr(error, "is_passing", False)),
                     wait=wait_random_exponential(multiplier=0.5, max=8.0),
-                    stop=stop_after_attempt(_TRIES),
+                    stop=stop_after_attempt(_TRIES if within_s == _CALL_S else _LOOK_TRIES),
                     reraise=True,
                 ):
                     with again:

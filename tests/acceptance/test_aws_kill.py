@@ -34,10 +34,10 @@ def _daemon(config: Path) -> RampdProcess:
     return RampdProcess(config, environment={**os.environ, "AWS_EC2_METADATA_DISABLED": "true"})
 
 
-def _kill_when(config: Path, is_there: Callable[[RampdProcess], object], what: str) -> list[Record]:
+def _kill_when(config: Path, is_there: Callable[[RampdProcess], Any], what: str) -> list[Record]:
     """Have a daemon serve until something is the case, and kill it then; return its records."""
     with _daemon(config) as daemon:
-        wait_until(lambda: is_there(daemon), timeout_s=60, what=what)
+        wait_until(lambda: bool(is_there(daemon)), timeout_s=60, what=what)
         daemon.kill()
         return daemon.records
 

@@ -99,7 +99,14 @@ class Cloud:
         self._overridden: dict[str, tuple[str, str]] = {}
 
     def __enter__(self) -> Self:
-        os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
+        # Before moto is imported, which reads them once.
+        self._validating = _environment(
+            MOTO_EC2_LOAD_DEFAULT_AMIS="false",
+            MOTO_ENABLE_AMI_VALIDATION="true",
+            MOTO_ENABLE_KEYPAIR_VALIDATION="true",
+            MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION="true",
+        )
+        self._validating.__enter__()
         with warnings.catch_warnings():
             # moto and flask are in this process, and their deprecations are not ours.
             warnings.simplefilter("ignore")
@@ -115,12 +122,6 @@ class Cloud:
             self._backend.reset()
             self._moto = DomainDispatcherApplication(create_backend_app)
             self._server = make_server("127.0.0.1", 0, self._application, threaded=True, request_handler=Quiet)
-        self._validating = _environment(
-            MOTO_ENABLE_AMI_VALIDATION="true",
-            MOTO_ENABLE_KEYPAIR_VALIDATION="true",
-            MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION="true",
-        )
-        self._validating.__enter__()
         self._thread = threading.Thread(target=self._server.serve_forever, name="moto", kwargs={"poll_interval": 0.02})
         self._thread.start()
         self._furnish()

@@ -144,6 +144,14 @@ async def test_a_refusal_holds_the_event(aws: AwsRoom, log_records: list[Record]
     assert find(log_records, "event.released")
 
 
+async def test_a_type_that_there_is_not(aws: AwsRoom, log_records: list[Record]) -> None:
+    """A misspelling holds the event, and says which key."""
+    aws.submit("good")
+    async with aws.opened_event(instance_type="x9.huge") as event, served(event):
+        await until(lambda: find(log_records, "event.held"), what="the hold")
+    assert "worker.instance_type: EC2 has no such type" in find(log_records, "event.held")[0]["missing"]
+
+
 async def test_an_instance_that_ends_while_it_boots(aws: AwsRoom, log_records: list[Record]) -> None:
     """It is lost like any other, and the submission has another one."""
     aws.submit("good")
