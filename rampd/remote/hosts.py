@@ -21,7 +21,7 @@ class SshError(WorkerError):
     Attributes
     ----------
     host
-        The key that the pool knows the host by.
+        How sentences name it, see `SshHost.label`.
     """
 
     def __init__(self, host: str, sentence: str) -> None:
