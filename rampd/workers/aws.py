@@ -22,6 +22,7 @@ from rampd.remote.detached_run import Ending, RunSettings, RunState
 from rampd.remote.ec2 import Ec2
 from rampd.remote.hosts import SshConnectionError
 from rampd.remote.instance_watch import InstanceWatch
+from rampd.remote.instances import Ec2UnreachableError
 from rampd.remote.ssh import SshPool
 from rampd.workers import aws_check, containment, host_keys
 from rampd.workers.aws_allocation import AwsAllocation
@@ -150,7 +151,9 @@ class AwsWorker(Worker[AwsAllocation]):
             await asyncio.to_thread(_make_folders, job)
             return await self._set_up(job, latest)
         except BaseException as error:
-            if isinstance(error, WorkerSetupError):
+            self._checked_until = 0.0
+            # Whether EC2 answers again, `check` finds out without paying for it.
+            if isinstance(error, WorkerSetupError) and not isinstance(error, Ec2UnreachableError):
                 self._hold_off(error)
             await self._give_back(latest, reason=str(error) or "cancelled")
             raise
@@ -188,7 +191,7 @@ class AwsWorker(Worker[AwsAllocation]):
 
     async def _give_back(self, latest: _Latest, *, reason: str) -> None:
         """End what a setup that failed has launched. What cannot be ended now is left to `teardown` and `reclaim`."""
-        ending = asyncio.ensure_future(self._end(latest.allocation, reason=reason))
+        ending = asyncio.create_task(self._end(latest.allocation, reason=reason), name="aws/give-back")
         try:
             await asyncio.shield(ending)
             if latest.is_recorded:

@@ -213,7 +213,9 @@ class Launcher:
         user_data = None
         if self._config.ssh_host_key is HostKeyPolicy.USER_DATA:
             user_data = await asyncio.to_thread(host_keys.user_data, attempt_dir / HOST_KEY_FILE)
-        calling = asyncio.ensure_future(self._ec2.launch(launch.token, launch.parameters, user_data=user_data))
+        calling = asyncio.create_task(
+            self._ec2.launch(launch.token, launch.parameters, user_data=user_data), name="aws/run-instances"
+        )
         try:
             return await asyncio.shield(calling)
         except asyncio.CancelledError:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import yaml
 
 from rampd.config import DispatcherSection, RampSection, WorkerConfig
 from rampd.event import load_settings
+from rampd.workers.aws_config import AwsConfig
 from rampd.workers.conda import CondaConfig
 
 if TYPE_CHECKING:
@@ -41,7 +43,25 @@ def test_the_example_shows_the_defaults(name: str) -> None:
     assert from_example.model_dump(exclude={"event_title"}) == from_nothing.model_dump(exclude={"event_title"})
 
 
-@pytest.mark.parametrize("model", [RampSection, DispatcherSection, WorkerConfig, CondaConfig])
+def test_the_example_shows_the_keys_of_aws_and_their_defaults() -> None:
+    """They stand in comments, ready to be used: every key, with the value that counts without it."""
+    lines = iter(EXAMPLE.read_text(encoding="utf-8").splitlines())
+    assert any("worker_type aws has" in line for line in lines)
+    keys = [line.strip().removeprefix("# ") for line in takewhile(_is_comment, lines) if ":" in line]
+    shown = yaml.safe_load("\n".join(key for key in keys if not key.startswith("set ")))
+    own = {key: field for key, field in AwsConfig.model_fields.items() if key not in WorkerConfig.model_fields}
+    assert set(shown) == set(own)
+    example = {"ami_image_name"}  # one of two is needed
+    needed = {key: text for key, text in shown.items() if own[key].is_required() or key in example}
+    from_nothing = AwsConfig.model_validate({"worker_type": "aws", **needed})
+    assert AwsConfig.model_validate({"worker_type": "aws", **shown}) == from_nothing
+
+
+def _is_comment(line: str) -> bool:
+    return line.startswith("  # ") and "worker_type" not in line
+
+
+@pytest.mark.parametrize("model", [RampSection, DispatcherSection, WorkerConfig, CondaConfig, AwsConfig])
 def test_every_key_has_a_docstring(model: type[BaseModel]) -> None:
     """Under each field of a section stands what it means."""
     (tree,) = ast.parse(inspect.getsource(model)).body
