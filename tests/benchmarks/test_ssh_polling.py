@@ -22,6 +22,6 @@ def test_polling_many_instances_costs_little(tmp_path: Path, capsys: pytest.Capt
         print("\n" + json.dumps(figures))
     assert figures["polls"] >= 40 * 4
     assert figures["cpu_percent"] < 35 / 200 * 40 * 2  # small numbers keep the processor's caches cold
-    assert figures["loop_lag_p99_ms"] < 20 + 2 * figures["idle_loop_lag_p99_ms"]
+    assert figures["loop_lag_by_own_work_p99_ms"] < 20  # the rest is the machine's other work
     assert figures["memory_kb_each"] < 1024
     assert figures["times_less_cpu"] > 20
