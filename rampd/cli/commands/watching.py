@@ -51,6 +51,7 @@ def status(settings: Settings, submission: str | None, *, everything: bool, as_j
     if chosen:
         click.echo()
         _print_statuses(chosen)
+        _print_instances(chosen)
     if left_out:
         click.echo(f"\n{left_out} not shown; --all shows everything")
 
@@ -106,29 +107,48 @@ def _note(one: SubmissionStatus) -> str:
     if one.state is SubmissionState.NEW:
         return one.reason or "" if one.attempt else ""
     if one.where:
-        return _place(one.where)
+        return "" if _is_instance(one) else _place(one.where)
     if one.outcome == "timeout":
         return "timeout"
     last_line = one.error_msg.strip().rpartition("\n")[2]
     return last_line or ("" if one.state is SubmissionState.SCORED else one.reason or "")
 
 
+def _is_instance(one: SubmissionStatus) -> bool:
+    return one.where.get("instance_id") is not None
+
+
+def _print_instances(chosen: Sequence[SubmissionStatus]) -> None:
+    """Show what runs on instances of its own, and for how many seconds each has been paid for."""
+    rows = [
+        (
+            one.name,
+            str(one.where["instance_id"]),
+            str(one.where.get("instance_type") or ""),
+            "yes" if one.where.get("spot") else "no",
+            "" if one.where.get("instance_s") is None else f"{one.where['instance_s']:.0f}",
+            str(one.where.get("host") or ""),
+        )
+        for one in chosen
+        if _is_instance(one)
+    ]
+    if rows:
+        click.echo()
+        output.print_table(("name", "instance", "type", "spot", "paid s", "address"), rows, numbers=("paid s",))
+
+
 def _place(where: Mapping[str, Any]) -> str:
-    """Say where a run is, in as few words as fit beside its name: an instance's facts speak for themselves."""
-    if where.get("instance_id") is None:
-        return ", ".join(f"{name} {value}" for name, value in where.items() if value is not None)
+    return ", ".join(f"{name} {value}" for name, value in where.items() if value is not None)
+
+
+def _instance_in_words(where: Mapping[str, Any]) -> str:
     market = "spot" if where.get("spot") else "on-demand"
-    cost = where.get("instance_s")
-    words = [where["instance_id"], where.get("instance_type"), market, where.get("host")]
-    return " ".join([*map(str, filter(None, words)), *([] if cost is None else [f"{cost:.0f} s"])])
-
-
-def _place_at_length(where: Mapping[str, Any]) -> str:
-    cost = where.get("instance_s")
-    if where.get("instance_id") is None or cost is None:
-        return _place(where)
-    short = _place({**where, "instance_s": None})
-    return f"{short}, launched {duration(cost)} ago: {cost:.0f} instance seconds so far"
+    words = [f"{where['instance_id']} ({where.get('instance_type')}, {market})"]
+    if where.get("host"):
+        words.append(f"at {where['host']}")
+    if (cost := where.get("instance_s")) is not None:
+        words.append(f"launched {duration(cost)} ago: {cost:.0f} instance seconds")
+    return ", ".join(words)
 
 
 def _show_submission(details: SubmissionDetails, *, as_json: bool) -> None:
@@ -148,7 +168,8 @@ def _show_submission(details: SubmissionDetails, *, as_json: bool) -> None:
     click.echo(f"{output.escaped(one.name)}: {one.state}{place}")
     click.echo(f"log: {output.escaped(details.log_path)}")
     if one.where:
-        click.echo(f"runs: {output.escaped(_place_at_length(one.where))}")
+        words = _instance_in_words(one.where) if _is_instance(one) else _place(one.where)
+        click.echo(output.paragraph(f"runs: {output.escaped(words)}", indent=2))
     if details.attempts:
         click.echo()
         output.print_table(
