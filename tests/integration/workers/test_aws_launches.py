@@ -202,3 +202,40 @@ async def test_a_launch_that_hangs_delays_nobody(aws: AwsRoom, log_records: list
         pause.go_on.set()
         await until(lambda: len(find(log_records, "submission.finished")) == 8, what="all ends")
     assert {record["outcome"] for record in find(log_records, "submission.finished")} == {"ok"}
+
+
+async def test_an_ec2_that_says_nothing(
+    aws: AwsRoom, log_records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the event, and the submission runs when EC2 answers again; nothing is counted."""
+    monkeypatch.setattr("rampd.remote.ec2._LOOK_S", 0.3)
+    aws.submit("good")
+    pause = aws.cloud.pause("DescribeImages")
+    async with aws.opened_event() as event, served(event):
+        await until(lambda: find(log_records, "event.held"), what="the hold")
+        assert "got no answer within 0.3 s; look at the network" in find(log_records, "event.held")[0]["missing"]
+        monkeypatch.setattr("rampd.remote.ec2._LOOK_S", 20.0)
+        pause.go_on.set()
+        await until(lambda: find(log_records, "submission.finished"), what="the end")
+    assert (end_of(log_records)["outcome"], end_of(log_records)["attempts"]) == ("ok", 1)
+
+
+@pytest.mark.parametrize("when", ["start", "later"])
+async def test_what_could_not_be_ended_is_reclaimed(
+    aws: AwsRoom, log_records: list[Record], monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """At the next start, or while the daemon runs: an instance that no attempt holds is ended."""
+    monkeypatch.setattr(AwsWorker, "reclaim_interval_s", 0.2 if when == "later" else 600.0)
+    aws.cloud.fail("TerminateInstances", Refusal("OperationNotPermitted"))
+    aws.submit("good")
+    if when == "start":
+        await aws.serve_out()
+        assert len(aws.cloud.alive()) == 1
+        assert "teardown failed: EC2: TerminateInstances failed" in find(log_records, "worker.lost")[0]["error"]
+        await aws.serve_out()
+    else:
+        async with aws.opened_event(dispatcher={"hunger_policy": "sleep"}) as event, served(event):
+            await until(lambda: find(log_records, "worker.reclaimed"), what="the end of the instance")
+    (instance,) = aws.machines
+    assert find(log_records, "worker.reclaimed")[0]["what"] == f"instance {instance}"
+    assert end_of(log_records)["outcome"] == "ok"
