@@ -58,7 +58,7 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
 
 def test_the_config_of_the_readme_is_one(tmp_path: Path) -> None:
     """Who copies it and changes names has a valid config."""
-    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    block, *_ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     config = tmp_path / "config.yml"
     config.write_text(block, encoding="utf-8")
     assert rampctl("status", config=config).status == 0

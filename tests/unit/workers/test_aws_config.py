@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from rampd.config import DispatcherSection
 from rampd.workers.aws_config import AwsConfig
 
+ROOT = Path(__file__).parent.parent.parent.parent
 NEEDED: dict[str, Any] = {
     "worker_type": "aws",
     "ami_image_name": "iris",
@@ -111,3 +115,13 @@ def test_advice() -> None:
     assert "every running instance is asked over SSH as often" in collection
     (user,) = made(timeout=60, run_as="nobody").advice(seldom)
     assert user.startswith("worker.run_as is ignored")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/aws.md"])
+def test_the_documented_config_is_one(page: str) -> None:
+    """Who copies it and changes names has a valid section, and no advice but what the page gives."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    (document,) = [yaml.safe_load(block) for block in blocks if "worker_type: aws" in block]
+    config = AwsConfig.model_validate(document["worker"])
+    if "dispatcher" in document:
+        assert config.advice(DispatcherSection.model_validate(document["dispatcher"])) == []
