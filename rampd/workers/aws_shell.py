@@ -7,6 +7,7 @@ the instance has ended: a lost connection alone is not a lost instance.
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -245,7 +246,7 @@ class InstanceShell:
             status, piece = await self._insist(allocation, ask)
             piece = piece[: max(0, most - offset)]
             if piece:
-                await asyncio.to_thread(_append, path, piece)
+                await asyncio.to_thread(_write_at, path, offset, piece)
             if not piece or offset + len(piece) >= min(status.log_bytes, most):
                 return status
 
@@ -385,10 +386,12 @@ def _size_of(path: Path) -> int:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _append(path: Path, piece: bytes) -> None:
+def _write_at(path: Path, offset: int, piece: bytes) -> None:
+    """Write a piece of a log where it belongs: two polls at once, or one that was cancelled, double nothing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644), "wb") as file:
+            file.seek(offset)
             file.write(piece)
     except OSError as error:
         raise ResultsError(f"{path}: cannot be written: {error.strerror}") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rampd import clock
 from rampd.orders import Order
 from support.aws import AwsRoom, end_of, until
 from support.event import find, served
@@ -266,6 +267,36 @@ async def test_a_stop_leaves_the_run_to_the_next_daemon(aws: AwsRoom, log_record
     assert resumed["instance_id"] == find(log_records, "submission.started")[0]["instance_id"]
     assert (end_of(log_records)["outcome"], end_of(log_records)["attempts"]) == ("ok", 1)
     assert log_of(aws) == "begun\nover\n"
+
+
+async def test_a_run_that_ended_while_nobody_looked(
+    aws: AwsRoom, log_records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended in time, and is taken so by a daemon that comes after its deadline; its log is whole, once."""
+    lines = "for i in $(seq 2000); do echo $i; done\n"
+    aws.submit("good", WAITS + lines)
+    async with aws.opened_event(dispatcher={"shutdown_grace": 0}) as event, served(event):
+        await started(log_records)
+    go_on(aws)
+    await until(lambda: list(aws.machine().home.glob(".rampd/*/ended")), what="the run's end")
+    now = clock.boottime
+    monkeypatch.setattr(clock, "boottime", lambda: now() + 10_000)
+    await aws.serve_out()
+    assert (end_of(log_records)["outcome"], end_of(log_records)["attempts"]) == ("ok", 1)
+    assert log_of(aws) == "over\n" + "".join(f"{number}\n" for number in range(1, 2001))
+
+
+async def test_a_timeout_while_nobody_looks(aws: AwsRoom, log_records: list[Record]) -> None:
+    """The instance keeps the deadline by itself, and the next daemon says what it was."""
+    aws.submit("hangs", "echo begun")
+    async with aws.opened_event(dispatcher={"shutdown_grace": 0}, timeout=3) as event, served(event):
+        await started(log_records)
+    await until(lambda: list(aws.machine().home.glob(".rampd/*/ended")), what="the run's end")
+    assert [process.name() for process in aws.machine().processes() if process.name() == "sleep"] == []
+    await aws.serve_out(timeout=3)
+    finished = end_of(log_records, "hangs")
+    assert (finished["state"], finished["outcome"], finished["exit_status"]) == ("training_error", "timeout", 124)
+    assert log_of(aws, "hangs") == "begun\n"
 
 
 async def test_a_failure_is_the_participants(aws: AwsRoom, log_records: list[Record]) -> None:
