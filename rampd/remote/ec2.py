@@ -7,6 +7,7 @@ submissions; what may be asked for twice is the caller's to know.
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -23,11 +24,11 @@ from rampd.remote.instances import (
     Image,
     Instance,
     failure_of,
+    is_of_credentials,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from contextlib import AsyncExitStack
 
 _CALL_S: Final = 60.0
 """All tries of one call together."""
@@ -59,15 +60,33 @@ class Ec2:
 
     def __init__(self, access: Ec2Access) -> None:
         self._access = access
-        self._stack: AsyncExitStack | None = None
         self._opening = asyncio.Lock()
+        self._clients: AsyncExitStack | None = None
+        self._retired: AsyncExitStack | None = None
+        """What calls may still be under way on."""
         self._session: Any = None
         self._ec2: Any = None
         self._exceptions: Any = None
+        self._parser_error: Any = None
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Have the client closed with `stack`; it is made when it is first needed."""
-        self._stack = stack
+        self._clients = AsyncExitStack()
+        stack.push_async_callback(self._close)
+
+    async def _close(self) -> None:
+        for clients in (self._retired, self._clients):
+            if clients is not None:
+                await clients.aclose()
+
+    async def _renew(self, client: Any) -> None:
+        """Have the next call make a client anew: one keeps the credentials that it found, or did not find, for ever."""
+        async with self._opening:
+            if self._ec2 is not client:
+                return
+            if self._retired is not None:
+                await self._retired.aclose()
+            self._ec2, self._retired, self._clients = None, self._clients, AsyncExitStack()
 
     async def _client(self) -> Any:
         async with self._opening:
@@ -78,7 +97,7 @@ class Ec2:
 
     async def _new_session(self) -> Any:
         access = self._access
-        library, self._exceptions = await asyncio.to_thread(_libraries)
+        library, self._exceptions, self._parser_error = await asyncio.to_thread(_libraries)
         try:
             session = await asyncio.to_thread(
                 library.Session,
@@ -102,11 +121,11 @@ class Ec2:
         return session
 
     async def _new_client(self, service: str, **options: Any) -> Any:
-        if self._stack is None:
+        if self._clients is None:
             raise RuntimeError("Ec2 is not open")
         config = self._session_config()
         try:
-            return await self._stack.enter_async_context(self._session.client(service, config=config, **options))
+            return await self._clients.enter_async_context(self._session.client(service, config=config, **options))
         except (self._exceptions.BotoCoreError, ValueError) as error:
             raise _setup_error(error) from error
 
@@ -154,14 +173,24 @@ class Ec2:
         except exceptions.ClientError as error:
             found = error.response.get("Error", {})
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            raise failure_of(
-                error.operation_name, str(found.get("Code", "")), str(found.get("Message", "")), status
-            ) from error
+            code = str(found.get("Code", ""))
+            if is_of_credentials(code):
+                await self._renew(client)
+            raise failure_of(error.operation_name, code, str(found.get("Message", "")), status) from error
         except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
             raise self._unreachable(str(error)) from error
         except exceptions.BotoCoreError as error:
+            await self._renew(client)
             raise _setup_error(error) from error
+        except self._parser_error as error:
+            raise self._unreachable("what answers there is no EC2") from error
         return reply
+
+    def _said(self, reply: Mapping[str, Any], name: str) -> list[Any]:
+        """Return a list that belongs into a reply."""
+        if not isinstance(found := reply.get(name), list):
+            raise self._unreachable(f"what answers there says nothing of {name}")
+        return found
 
     def _unreachable(self, what: str) -> Ec2UnreachableError:
         where = self._access.endpoint_url or "its own endpoint"
@@ -209,7 +238,10 @@ class Ec2:
 
     async def _images(self, **parameters: Any) -> list[Image]:
         reply = await self._call("describe_images", parameters, within_s=_LOOK_S)
-        return [Image(one["ImageId"], one.get("Name", ""), one.get("CreationDate", "")) for one in reply["Images"]]
+        return [
+            Image(one["ImageId"], one.get("Name", ""), one.get("CreationDate", ""))
+            for one in self._said(reply, "Images")
+        ]
 
     async def check_key_pair(self, name: str) -> None:
         """Look whether there is a key pair of this name."""
@@ -224,21 +256,23 @@ class Ec2:
         in_vpc = {"Name": "vpc-id", "Values": [vpc_id]}
         named = {"Name": "group-name", "Values": [_literal(group)]}
         reply = await self._call("describe_security_groups", {"Filters": [named, in_vpc]}, within_s=_LOOK_S)
-        if not reply["SecurityGroups"]:
+        groups = self._said(reply, "SecurityGroups")
+        if not groups:
             there = await self._call("describe_security_groups", {"Filters": [in_vpc]}, within_s=_LOOK_S)
-            names = sorted(one["GroupName"] for one in there["SecurityGroups"])[:20]
+            names = sorted(one["GroupName"] for one in self._said(there, "SecurityGroups"))[:20]
             raise WorkerSetupError(f"worker.security_group: there is no group {group!r} in {vpc_id}", names)
-        return str(reply["SecurityGroups"][0]["GroupId"])
+        return str(groups[0]["GroupId"])
 
     async def _vpc_of(self, subnet_id: str | None) -> str:
         if subnet_id is not None:
             reply = await self._call("describe_subnets", {"SubnetIds": [subnet_id]}, within_s=_LOOK_S)
-            return str(reply["Subnets"][0]["VpcId"])
+            return str(self._said(reply, "Subnets")[0]["VpcId"])
         default = [{"Name": "is-default", "Values": ["true"]}]
         reply = await self._call("describe_vpcs", {"Filters": default}, within_s=_LOOK_S)
-        if not reply["Vpcs"]:
+        vpcs = self._said(reply, "Vpcs")
+        if not vpcs:
             raise WorkerSetupError("the account has no default VPC in this region; set worker.subnet_id")
-        return str(reply["Vpcs"][0]["VpcId"])
+        return str(vpcs[0]["VpcId"])
 
     async def dry_run(self, parameters: Mapping[str, Any]) -> None:
         """Ask whether an instance could be launched so, without launching it."""
@@ -252,7 +286,7 @@ class Ec2:
         """Launch one instance. Idempotent by its token: the same call made again returns the same instance."""
         more = {} if user_data is None else {"UserData": user_data}
         reply = await self._call("run_instances", {**parameters, **more, "ClientToken": token})
-        return _instance_of(reply["Instances"][0])
+        return _instance_of(self._said(reply, "Instances")[0])
 
     async def instances(self, owner: str) -> dict[str, Instance]:
         """Return all instances that carry an owner's tag, by id: also those that ended lately, as long as EC2 knows."""
@@ -261,7 +295,7 @@ class Ec2:
         while True:
             asked = {"Filters": [{"Name": f"tag:{OWNER_TAG}", "Values": [owner]}], "MaxResults": _PAGE, **more}
             reply = await self._call("describe_instances", asked, within_s=_LOOK_S)
-            for reservation in reply["Reservations"]:
+            for reservation in self._said(reply, "Reservations"):
                 for one in reservation["Instances"]:
                     found[one["InstanceId"]] = _instance_of(one)
             if not reply.get("NextToken"):
@@ -282,7 +316,7 @@ class Ec2:
             EC2 knows no such instance (`InvalidInstanceID.NotFound`; normal just after a launch), or does not end it.
         """
         reply = await self._call("terminate_instances", {"InstanceIds": sorted(instance_ids)})
-        states = {one["InstanceId"]: one["CurrentState"]["Name"] for one in reply["TerminatingInstances"]}
+        states = {one["InstanceId"]: one["CurrentState"]["Name"] for one in self._said(reply, "TerminatingInstances")}
         for instance_id in instance_ids:
             if states.get(instance_id) not in ENDED:
                 raise Ec2Error("not ended", f"{instance_id} is {states.get(instance_id)} after it was terminated")
@@ -292,11 +326,12 @@ class Ec2:
 _AVAILABLE = {"Name": "state", "Values": ["available"]}
 
 
-def _libraries() -> tuple[Any, Any]:
+def _libraries() -> tuple[Any, Any, Any]:
     import aioboto3  # noqa: PLC0415 -- see the module's docstring
     import botocore.exceptions  # noqa: PLC0415 -- as above
+    import botocore.parsers  # noqa: PLC0415 -- as above
 
-    return aioboto3, botocore.exceptions
+    return aioboto3, botocore.exceptions, botocore.parsers.ResponseParserError
 
 
 def _known_regions(session: Any) -> set[str]:

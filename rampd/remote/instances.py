@@ -207,6 +207,11 @@ _ADVICE = {
 _ENCODED = re.compile(r"\s*Encoded authorization failure message:.*", re.DOTALL)
 
 
+def is_of_credentials(code: str) -> bool:
+    """Return whether EC2's word is about who is asking: other credentials may be found by now."""
+    return _ADVICE.get(code) == _CREDENTIALS or code in ("ExpiredToken", "RequestExpired")
+
+
 def failure_of(operation: str, code: str, message: str, status: int) -> Ec2Failure:
     """Return what an error reply of EC2's means.
 

@@ -15,6 +15,8 @@ from support.ec2 import LostReply, Refusal
 from support.event import find, served
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     Record = dict[str, Any]
 
 NO_CAPACITY = Refusal("InsufficientInstanceCapacity", 500)
@@ -239,3 +241,38 @@ async def test_what_could_not_be_ended_is_reclaimed(
     (instance,) = aws.machines
     assert find(log_records, "worker.reclaimed")[0]["what"] == f"instance {instance}"
     assert end_of(log_records)["outcome"] == "ok"
+
+
+async def test_credentials_that_come_later(
+    aws: AwsRoom, log_records: list[Record], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever puts them where they are looked for need not restart the daemon."""
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    aws.submit("good")
+    async with aws.opened_event(access_key_id=None, secret_access_key=None) as event, served(event):
+        await until(lambda: find(log_records, "event.held"), what="the hold")
+        assert "there are no AWS credentials" in find(log_records, "event.held")[0]["missing"]
+        text = "[default]\naws_access_key_id = AKIAMADEUP\naws_secret_access_key = made-up\n"
+        (tmp_path / "credentials").write_text(text, encoding="utf-8")
+        await until(lambda: find(log_records, "submission.finished"), what="the end")
+    assert end_of(log_records)["outcome"] == "ok"
+
+
+@pytest.mark.parametrize("reply", [b"<html>hello<", b"<html/>", b""])
+async def test_what_is_no_ec2(aws: AwsRoom, log_records: list[Record], reply: bytes) -> None:
+    """Something else that answers at endpoint_url holds the event; it takes nothing down."""
+    aws.submit("good")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(reply), reply))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with aws.opened_event(endpoint_url=url) as event, served(event):
+            await until(lambda: find(log_records, "event.held"), what="the hold")
+    assert "what answers there" in find(log_records, "event.held")[0]["missing"]
