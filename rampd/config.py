@@ -148,7 +148,7 @@ def load_config(
         ramp=_resolve_ramp(ramp, root, folders),
         dispatcher=_resolve_dispatcher(dispatcher, root, ramp.event_name, n_workers=n_workers),
         worker=worker,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *worker.advice(dispatcher)),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -161,6 +161,11 @@ class WorkerConfig(Section):
     """As in `ramp`, which is its better place; used where `ramp` has none."""
     logs_dir: Location | None = None
     """As in `ramp`, which is its better place; used where `ramp` has none."""
+
+    def advice(self, dispatcher: DispatcherSection) -> Sequence[str]:
+        """Return what works and should be known all the same, a sentence each; shown once, as the config's warnings."""
+        del dispatcher
+        return ()
 
     @field_validator("env", mode="before")
     @classmethod

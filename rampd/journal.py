@@ -262,6 +262,7 @@ class Journal:
             counted=sum(outcome.is_counted for outcome in outcomes),
             interrupted_in_a_row=_run_length(outcomes, Outcome.INTERRUPTED),
             no_capacity_in_a_row=_run_length(outcomes, Outcome.NO_CAPACITY),
+            lost=outcomes.count(Outcome.LOST_HOST),
         )
 
     async def start_count_anew(self, submission_id: int) -> None:

@@ -36,6 +36,8 @@ class Failures:
     """How many of the last ones the daemon's own end cut short."""
     no_capacity_in_a_row: int = 0
     """How many of the last ones found nothing to run on."""
+    lost: int = 0
+    """Attempts that lost their host."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def judge_run(job: Job, results: Results, *, staging: Path, config: WorkerConfig
             return Verdict(
                 Outcome.PLATFORM_ERROR, run_exit.status, results.message, reason, exit=run_exit, is_last_word=True
             )
-    unkept = f"training_output was refused: {results.refused}." if results.refused else ""
+    unkept = results.refused
     if run_exit.status == 0 and output is not None:
         try:
             scores = ramp_test.keep_training_output(

@@ -16,7 +16,7 @@ This is the one state diagram of the house::
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -81,6 +81,8 @@ class _Progress:
     allocation: Allocation | None = None
     timings: _Timings = field(default_factory=_Timings)
     hold: WorkerSetupError | None = None
+    was_taken_over: bool = False
+    """Whether an earlier daemon launched the run."""
 
 
 async def attempt_submission(
@@ -116,7 +118,11 @@ async def attempt_submission(
     Parked
         The daemon stops and the run goes on without it.
     """
-    progress = _Progress(event.job(submission, attempt), orders, attempt)
+    job = event.job(submission, attempt)
+    if attempt.number > 1:
+        earlier = await persist(partial(event.journal.failures, submission.id), "earlier attempts")
+        job = replace(job, lost_before=earlier.lost)
+    progress = _Progress(job, orders, attempt)
     verdict = await _reach_verdict(event, progress)
     prospect = judging.FINAL
     if verdict.outcome.is_retryable:
@@ -173,14 +179,8 @@ async def _run_and_judge(event: Event, progress: _Progress) -> Verdict:
     except OrderedError as ordered:
         return await _obey(event, progress, ordered.order)
     except _DeadlineError:
-        if not await _has_ended(event, progress):
-            return await _time_out(event, progress)
+        return await _time_out(event, progress)
     return await _judge(event, progress)
-
-
-async def _has_ended(event: Event, progress: _Progress) -> bool:
-    """Say whether a run that was taken over too late had ended by itself, while no daemon was there to see it."""
-    return event.worker.resumable and await event.worker.is_submission_finished(progress.allocation)
 
 
 def _platform_verdict(outcome: Outcome, error: Exception) -> Verdict:
@@ -207,6 +207,7 @@ async def _run(event: Event, progress: _Progress) -> None:
     else:
         progress.allocation = allocation = worker.allocation_model.model_validate_json(attempt.allocation)
     if attempt.step is Step.LAUNCHED:
+        progress.was_taken_over = True
         log.info("submission.resumed", **allocation.whereabouts())
     else:
         progress.allocation = allocation = await orders.obeyed(worker.launch_submission(job, allocation))
@@ -226,16 +227,22 @@ async def _wait(event: Event, progress: _Progress, allocation: Allocation) -> No
     try:
         while not waiting.done():
             left_s = progress.job.timeout_s - _running_for_s(progress.attempt)
-            if left_s <= 0:
+            if left_s <= 0 and not await _has_ended_unseen(event, progress, allocation):
                 raise _DeadlineError
-            await progress.orders.obeyed(_nap(waiting, min(left_s, _LONGEST_NAP_S)))
-        waiting.result()
+            await progress.orders.obeyed(_nap(waiting, _LONGEST_NAP_S if left_s <= 0 else min(left_s, _LONGEST_NAP_S)))
+        if waiting.result().timed_out:
+            raise _DeadlineError
     finally:
         if not waiting.done():
             waiting.cancel()
             await asyncio.wait({waiting})
         if not waiting.cancelled():
             waiting.exception()  # heard above, or overtaken by an order or the deadline: asyncio need not complain
+
+
+async def _has_ended_unseen(event: Event, progress: _Progress, allocation: Allocation) -> bool:
+    """Say whether a run that was taken over after its time had ended by itself before, while no daemon looked."""
+    return progress.was_taken_over and await progress.orders.obeyed(event.worker.is_submission_finished(allocation))
 
 
 async def _nap(waiting: asyncio.Future[Exit], longest_s: float) -> None:
@@ -255,9 +262,6 @@ async def _judge(event: Event, progress: _Progress) -> Verdict:
     begun = clock.boottime()
     try:
         results = await event.worker.collect_results(progress.job, progress.allocation)
-        if results.exit.timed_out:
-            log.info("submission.timed_out", timeout_s=progress.job.timeout_s)
-            return await asyncio.to_thread(judging.judge_timeout, progress.job, results, results.exit)
         return await asyncio.to_thread(
             judging.judge_run,
             progress.job,

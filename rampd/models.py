@@ -65,6 +65,8 @@ class Job:
     """`logs_dir/<name>/log`: the run's whole output, written while it runs."""
     timeout_s: float
     n_threads: int | None
+    lost_before: int = 0
+    """How many of its submission's attempts before this one lost their host."""
     recorded: str | None = None
     """What an earlier `setup` of this very attempt recorded before its daemon ended, as the worker's JSON; None at a
     first setup."""
@@ -84,7 +86,7 @@ class Exit:
     """What it printed; the log may hold less, see `log_capped`."""
     log_capped: bool = False
     timed_out: bool = False
-    """Its machine ended it at its deadline by itself: no daemon was there to do it."""
+    """Whether the far side ended it at its timeout, while nobody here looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Results:
     message: str = ""
     """What a participant may read of a failure that left no traceback."""
     refused: str = ""
-    """Why there is no training_output although ramp-test left one: where it ran it was not taken."""
+    """Why there is no training_output although the run left one, as a sentence that a participant may see."""
     run_dir: Path | None = None
     """The attempt's folder where it ran, if that was not `Job.attempt_dir`."""
 
@@ -121,6 +123,18 @@ class Verdict:
     """The inode of the folder of checked predictions: a rename keeps it, so a swap that was made is recognized."""
     is_last_word: bool = False
     """Whether it is final although its outcome may be tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `rampctl check` looked at."""
+
+    name: str
+    is_ok: bool
+    detail: str
+    """What was found; what to do about it where it is not ok."""
+    is_warning: bool = False
+    """It works, and somebody should know all the same."""
 
 
 @dataclass(frozen=True, slots=True)

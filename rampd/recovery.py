@@ -57,8 +57,7 @@ async def recover(event: Event, *, announcements: Announcements) -> list[tuple[S
     resumable = [attempt for attempt in unfinished if _is_resumable(event, attempt)]
     decided = [attempt for attempt in unfinished if attempt.step is Step.DECIDED]
     # Nothing may run twice at once: what is left of the last daemon's runs ends before anything else happens.
-    for reclaimed in await event.worker.reclaim({attempt.id for attempt in resumable}):
-        log.info("worker.reclaimed", what=reclaimed)
+    await _reclaim(event, {attempt.id for attempt in resumable})
     going_on: list[tuple[Submission, Attempt]] = []
     for attempt in unfinished:
         submission = await _submission_of(event, attempt)
@@ -98,6 +97,21 @@ async def reclaim_now_and_then(worker: Worker[Any], held: Collection[str]) -> No
                 log.info("worker.reclaimed", what=reclaimed)
         except WorkerError as error:
             log.warning("worker.lost", error=f"reclaim failed: {error}", outcome=error.outcome)
+
+
+async def _reclaim(event: Event, keep: Collection[str]) -> None:
+    """Have the worker end what nobody holds.
+
+    One that cannot be asked now (its cloud does not answer, say) is asked again while the daemon runs, where it says
+    how often; until then what nobody holds stands idle, and nothing of it is begun a second time.
+    """
+    try:
+        for reclaimed in await event.worker.reclaim(keep):
+            log.info("worker.reclaimed", what=reclaimed)
+    except WorkerError as error:
+        if event.worker.reclaim_interval_s is None:
+            raise
+        log.warning("worker.lost", error=f"reclaim failed: {error}", outcome=error.outcome)
 
 
 def _is_resumable(event: Event, attempt: Attempt) -> bool:

@@ -20,6 +20,10 @@ _WHERE = {
     "pid": whole("the process group of the run, where it is on this machine", nullable=True, required=False),
     "host": text("the host of the run, where it is on another", nullable=True, required=False),
     "dask_worker": text("the address of the Dask worker that has the run", required=False),
+    "instance_id": text("EC2's id of its instance", nullable=True, required=False),
+    "instance_type": text("the instance's type", nullable=True, required=False),
+    "spot": flag("whether the instance is a spot instance", nullable=True, required=False),
+    "instance_s": number("for how long the instance has been paid for", nullable=True, required=False),
 }
 
 CATALOGUE: Final[Mapping[str, EventSpec]] = {

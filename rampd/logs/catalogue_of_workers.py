@@ -46,16 +46,38 @@ WORKER_RECORDS: Final[Mapping[str, EventSpec]] = {
     "aws.instance_launched": EventSpec(
         "info",
         "An instance was launched.",
-        {"instance_id": text("EC2's id"), "instance_type": text("its type"), "spot": flag("whether it is spot")},
+        {
+            "instance_id": text("EC2's id"),
+            "instance_type": text("its type"),
+            "spot": flag("whether it is spot"),
+            "image_id": text("the image that it was launched from"),
+        },
     ),
     "aws.instance_terminated": EventSpec(
-        "info", "An instance was terminated.", {"instance_id": text("EC2's id"), "reason": text("why")}
+        "info",
+        "An instance was terminated.",
+        {
+            "instance_id": text("EC2's id"),
+            "reason": text("why"),
+            "instance_s": number("for how long it was paid for", nullable=True),
+        },
+    ),
+    "aws.no_deadman": EventSpec(
+        "warning",
+        "An instance does not end itself when the daemon is gone for good; `reclaim` is all that ends it then.",
+        {"instance_id": text("EC2's id"), "error": ERROR},
     ),
     "aws.spot_interrupted": EventSpec("warning", "AWS takes a spot instance back.", {"instance_id": text("EC2's id")}),
     "ssh.connected": EventSpec(
-        "info", "A connection is open.", {"host": text("the host"), "connect_s": number("how long it took")}
+        "info",
+        "A connection is open.",
+        {"host": text("its address"), "instance_id": text("EC2's id"), "connect_s": number("how long it took")},
     ),
-    "ssh.lost": EventSpec("warning", "A connection broke.", {"host": text("the host"), "error": ERROR}),
+    "ssh.lost": EventSpec(
+        "warning",
+        "A connection broke.",
+        {"host": text("its address"), "instance_id": text("EC2's id"), "error": ERROR},
+    ),
     "dask.connected": EventSpec(
         "info",
         "The scheduler is there.",

@@ -6,12 +6,12 @@ import asyncio
 import os
 import shutil
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rampd import ramp_test
-from rampd.errors import RampdError, WorkerSetupError
+from rampd.errors import RampdError
 from rampd.event import STORE_FILE, build_store, build_worker
+from rampd.models import Finding
 from rampd.state_lock import is_held
 from rampd.stores.adoption import find_adoption
 from rampd.stores.directory import DirectoryStore
@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from rampd.config import Settings
 
 _LOW_DISK_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    name: str
-    is_ok: bool
-    detail: str
-    is_warning: bool = False
-    """It works, and somebody should know all the same."""
 
 
 async def examine(settings: Settings) -> list[Finding]:
@@ -105,13 +94,10 @@ async def _worker(settings: Settings) -> AsyncIterator[Finding]:
         for warning in worker.warnings():
             yield Finding("worker", is_ok=True, detail=warning, is_warning=True)
         try:
-            await worker.check()
-        except WorkerSetupError as error:
-            yield Finding("environment", is_ok=False, detail=str(error))
+            for finding in await worker.examine():
+                yield finding
         except RampdError as error:
             yield Finding("worker", is_ok=False, detail=str(error))
-        else:
-            yield Finding("environment", is_ok=True, detail="ramp-test, the kit and the data are there")
 
 
 async def _adoption(settings: Settings) -> Finding:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from rampd.config import WorkerConfig
+from rampd.errors import WorkerSetupError
+from rampd.models import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -131,6 +133,14 @@ class Worker(ABC, Generic[A]):
 
     def hurry(self) -> None:
         """Have what is under way end within about a second: the daemon stops, and its shutdown_grace is over."""
+
+    async def examine(self) -> Sequence[Finding]:
+        """Look at what submissions need, a finding each: for `rampctl check`. Writes nothing, launches nothing."""
+        try:
+            await self.check()
+        except WorkerSetupError as error:
+            return [Finding("environment", is_ok=False, detail=str(error))]
+        return [Finding("environment", is_ok=True, detail="ramp-test, the kit and the data are there")]
 
     @abstractmethod
     async def setup(self, job: Job) -> A:

@@ -395,9 +395,8 @@ class DaskWorker(Worker[DaskAllocation]):
         fetched = await self._transfer.fetch(
             allocation, max_bytes=self.config.max_output_bytes, max_files=self.config.max_output_files
         )
-        return Results(
-            ended, fetched.training_output, job.log_path, refused=fetched.refused, run_dir=Path(fetched.run_dir)
-        )
+        refused = f"training_output was refused: {fetched.refused}." if fetched.refused else ""
+        return Results(ended, fetched.training_output, job.log_path, refused=refused, run_dir=Path(fetched.run_dir))
 
     async def teardown(self, allocation: DaskAllocation) -> None:
         """End what runs, there, and remove what was made, there and here; see `Worker.teardown`."""

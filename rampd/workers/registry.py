@@ -19,8 +19,12 @@ GROUP = "rampd.workers"
 
 
 _OWN = {
-    "conda": EntryPoint(name="conda", value="rampd.workers.conda:CondaWorker", group=GROUP),
-    "dask": EntryPoint(name="dask", value="rampd.workers.dask:DaskWorker", group=GROUP),
+    name: EntryPoint(name=name, value=value, group=GROUP)
+    for name, value in {
+        "aws": "rampd.workers.aws:AwsWorker",
+        "conda": "rampd.workers.conda:CondaWorker",
+        "dask": "rampd.workers.dask:DaskWorker",
+    }.items()
 }
 """Known without the 20 ms that it takes to look through everything that is installed."""
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from benchmarks import measures, measures_dask  # noqa: E402 -- the path comes first
+from benchmarks.ssh_polling import polling  # noqa: E402
 from rampd.demo import environment  # noqa: E402
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ LONG: dict[str, Measure] = {
     "dask_stubs": lambda root: measures_dask.stubs(root, count=200, workers=8, rounds=3),
     "dask_large": lambda root: measures_dask.large_results(root, count=8, megabytes=50),
     "original": lambda root: measures.original(root, count=20),
+    "polling": lambda root: polling(root, instances=200, interval_s=1.0, seconds=30, rival_polls=20),
+    "polling-1000": lambda root: polling(root, instances=1000, interval_s=60.0, seconds=120, rival_polls=5),
 }
 SHORT: dict[str, Measure] = {
     "stubs": lambda root: measures.stubs(root, count=60, rounds=2),
@@ -58,6 +61,7 @@ SHORT: dict[str, Measure] = {
     "queue": lambda root: measures.queue(root, few=100, many=2_000, measured=50),
     "dask_stubs": lambda root: measures_dask.stubs(root, count=40, workers=4, rounds=1),
     "dask_large": lambda root: measures_dask.large_results(root, count=4, megabytes=20),
+    "polling": lambda root: polling(root, instances=40, interval_s=1.0, seconds=5, rival_polls=5),
 }
 
 

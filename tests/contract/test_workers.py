@@ -18,6 +18,7 @@ from rampd.workers.containment import Containment, marked_processes
 from rampd.workers.plug_in_config import PlugInConfig
 from rampd.workers.stray_processes import processes_naming
 from rampd.workers.threaded import ThreadedAllocation, adapted
+from support.aws import AwsRoom
 from support.deployment import Deployment
 from support.plug_ins import LocalWorker
 from support.requirements import needs_root
@@ -25,6 +26,8 @@ from support.store_room import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from rampd.workers.aws_allocation import AwsAllocation
 
 # Has a child of its own while it hangs, and one in a session of its own: they count as the run's.
 _BY_NAME = """#!/bin/sh
@@ -148,3 +151,22 @@ class TestThreadedWorker(WorkerContract):
     def is_alive(self, worker: Worker[Any], allocation: ThreadedAllocation) -> bool:
         """Look for processes that name the attempt's folder."""
         return bool(processes_naming(self.attempts / allocation.attempt_id))
+
+
+class TestAwsWorker(WorkerContract):
+    """Each run is on an instance of its own: a moto instance whose machine is a real sshd."""
+
+    patience_s = 60.0
+
+    @asynccontextmanager
+    async def open_worker(self, root: Path) -> AsyncIterator[Worker[Any]]:
+        """Give one whose cloud is its own."""
+        with AwsRoom(root / "cloud") as self.room:
+            async with self.room.opened(state_root=root) as worker:
+                yield worker
+
+    def is_alive(self, worker: Worker[Any], allocation: AwsAllocation) -> bool:
+        """Look for the run's processes on its machine, and whether the machine is there."""
+        assert allocation.instance_id is not None
+        machine = self.room.machines[allocation.instance_id]
+        return any(process.name() == "sleep" for process in machine.processes())

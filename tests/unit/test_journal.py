@@ -260,9 +260,9 @@ async def test_the_latest_attempt_may_have_a_nan(journal: Journal) -> None:
     ("outcomes", "expected"),
     [
         ([], Failures(0, 0)),
-        (["lost_host", "platform_error"], Failures(2, 0)),
-        (["interrupted", "lost_host", "interrupted", "interrupted"], Failures(1, 2)),
-        (["interrupted", "interrupted", "lost_host"], Failures(1, 0)),
+        (["lost_host", "platform_error"], Failures(2, 0, lost=1)),
+        (["interrupted", "lost_host", "interrupted", "interrupted"], Failures(1, 2, lost=1)),
+        (["lost_host", "interrupted", "lost_host"], Failures(2, 0, lost=2)),
         (["no_capacity", "interrupted", "no_capacity"], Failures(0, 0, 1)),
         (["participant_error", "timeout", "cancelled", "ok"], Failures(0, 0)),
     ],
@@ -288,9 +288,9 @@ async def test_a_count_starts_anew_and_numbers_go_on(journal: Journal) -> None:
         await end(journal, Outcome.LOST_HOST, submission)
     await journal.start_count_anew(1)
     assert await journal.failures(1) == Failures(0, 0)
-    assert await journal.failures(2) == Failures(1, 0)
+    assert await journal.failures(2) == Failures(1, 0, lost=1)
     assert (await end(journal, Outcome.LOST_HOST)).number == 2
-    assert await journal.failures(1) == Failures(1, 0)
+    assert await journal.failures(1) == Failures(1, 0, lost=1)
     await journal.start_count_anew(1)
     assert await journal.failures(1) == Failures(0, 0)
 
@@ -299,7 +299,7 @@ async def test_a_count_may_start_before_there_is_any(journal: Journal) -> None:
     """Nothing to forget is no error, and hides nothing of what follows."""
     await journal.start_count_anew(1)
     await end(journal, Outcome.LOST_HOST)
-    assert await journal.failures(1) == Failures(1, 0)
+    assert await journal.failures(1) == Failures(1, 0, lost=1)
 
 
 async def test_backoffs_are_set_and_cleared(journal: Journal) -> None:

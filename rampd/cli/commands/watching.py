@@ -17,7 +17,7 @@ from rampd.operations.status import look_at_event, look_at_submission
 from rampd.states import SubmissionState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rampd.config import Settings
@@ -51,6 +51,7 @@ def status(settings: Settings, submission: str | None, *, everything: bool, as_j
     if chosen:
         click.echo()
         _print_statuses(chosen)
+        _print_instances(chosen)
     if left_out:
         click.echo(f"\n{left_out} not shown; --all shows everything")
 
@@ -106,11 +107,48 @@ def _note(one: SubmissionStatus) -> str:
     if one.state is SubmissionState.NEW:
         return one.reason or "" if one.attempt else ""
     if one.where:
-        return ", ".join(f"{name} {value}" for name, value in one.where.items() if value is not None)
+        return "" if _is_instance(one) else _place(one.where)
     if one.outcome == "timeout":
         return "timeout"
     last_line = one.error_msg.strip().rpartition("\n")[2]
     return last_line or ("" if one.state is SubmissionState.SCORED else one.reason or "")
+
+
+def _is_instance(one: SubmissionStatus) -> bool:
+    return one.where.get("instance_id") is not None
+
+
+def _print_instances(chosen: Sequence[SubmissionStatus]) -> None:
+    """Show what runs on instances of its own, and for how many seconds each has been paid for."""
+    rows = [
+        (
+            one.name,
+            str(one.where["instance_id"]),
+            str(one.where.get("instance_type") or ""),
+            "yes" if one.where.get("spot") else "no",
+            "" if one.where.get("instance_s") is None else f"{one.where['instance_s']:.0f}",
+            str(one.where.get("host") or ""),
+        )
+        for one in chosen
+        if _is_instance(one)
+    ]
+    if rows:
+        click.echo()
+        output.print_table(("name", "instance", "type", "spot", "paid s", "address"), rows, numbers=("paid s",))
+
+
+def _place(where: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in where.items() if value is not None)
+
+
+def _instance_in_words(where: Mapping[str, Any]) -> str:
+    market = "spot" if where.get("spot") else "on-demand"
+    words = [f"{where['instance_id']} ({where.get('instance_type')}, {market})"]
+    if where.get("host"):
+        words.append(f"at {where['host']}")
+    if (cost := where.get("instance_s")) is not None:
+        words.append(f"launched {duration(cost)} ago: {cost:.0f} instance seconds")
+    return ", ".join(words)
 
 
 def _show_submission(details: SubmissionDetails, *, as_json: bool) -> None:
@@ -129,6 +167,9 @@ def _show_submission(details: SubmissionDetails, *, as_json: bool) -> None:
     place = f", place {one.position}" if one.position else ""
     click.echo(f"{output.escaped(one.name)}: {one.state}{place}")
     click.echo(f"log: {output.escaped(details.log_path)}")
+    if one.where:
+        words = _instance_in_words(one.where) if _is_instance(one) else _place(one.where)
+        click.echo(output.paragraph(f"runs: {output.escaped(words)}", indent=2))
     if details.attempts:
         click.echo()
         output.print_table(
