@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def test_the_demo_ends_as_it_says(ramp_environment: Path, tmp_path: Path) -> None:
     """Two submissions are scored, three fail as they should, and what it prints names where everything lies."""
     directory = tmp_path / "demo"
-    words = ["demo", "--directory", str(directory), "--environment", str(ramp_environment), "--timeout", "8"]
+    words = ["demo", "--directory", str(directory), "--environment", str(ramp_environment), "--timeout", "20"]
     said = rampctl(*words, timeout_s=110)
     assert said.status == 0, said.stderr
     for name, outcome in EXPECTED.items():
