@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,7 +56,7 @@ class Cluster:
     def __init__(self, address: str, tls: TlsFiles | None) -> None:
         self.address = address
         self._tls = tls
-        self.error = "not connected yet"
+        self.error = "it has not answered yet"
         """Why there is no connection, for people."""
         self.versions: Mapping[str, str] = {}
         self._client: Client | None = None
@@ -113,7 +114,17 @@ class Cluster:
                 self._drop()
                 await _closed(client)
 
+    async def _knock(self) -> None:
+        """Look whether anybody listens: distributed tries for its whole timeout before it says that nobody does."""
+        host, _, port = self.address.partition("://")[2].rpartition(":")
+        async with asyncio.timeout(_CONNECT_S):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
     async def _connect(self) -> Client:
+        await self._knock()
         client = Client(
             self.address,
             asynchronous=True,
@@ -492,7 +503,11 @@ async def _result_of(future: Future[bytes]) -> bytes | None:
 
 
 def _sentence(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    text = (
+        (os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "")
+        or str(error).strip().partition("\n")[0]
+        or type(error).__name__
+    )
     return text[:300]
 
 

@@ -57,11 +57,13 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
 
 
 def test_the_config_of_the_readme_is_one(tmp_path: Path) -> None:
-    """Who copies it and changes names has a valid config."""
-    block, *_ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    config = tmp_path / "config.yml"
-    config.write_text(block, encoding="utf-8")
-    assert rampctl("status", config=config).status == 0
+    """Who copies one and changes names has a valid config; where only the worker is shown, the rest is the first's."""
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    rest = blocks[0].partition("worker:")[0]
+    for block in blocks:
+        config = tmp_path / "config.yml"
+        config.write_text(block if "ramp:" in block else rest + block, encoding="utf-8")
+        assert rampctl("status", config=config).status == 0
 
 
 def test_the_architecture_names_real_modules() -> None:
