@@ -60,7 +60,9 @@ def test_the_config_of_the_readme_is_one(tmp_path: Path) -> None:
     """Who copies one and changes names has a valid config; where only the worker is shown, the rest is the first's."""
     blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     rest = blocks[0].partition("worker:")[0]
-    for block in blocks:
+    ours = [block for block in blocks if "my_worker:" not in block]  # the reader's own: docs/workers.md is tried whole
+    assert len(ours) >= 3
+    for block in ours:
         config = tmp_path / "config.yml"
         config.write_text(block if "ramp:" in block else rest + block, encoding="utf-8")
         assert rampctl("status", config=config).status == 0
