@@ -83,6 +83,8 @@ class Exit:
     log_bytes: int | None = None
     """What it printed; the log may hold less, see `log_capped`."""
     log_capped: bool = False
+    log_errno: int | None = None
+    """Why the log could not be written to its end."""
 
 
 @dataclass(frozen=True, slots=True)
