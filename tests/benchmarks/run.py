@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from benchmarks import measures  # noqa: E402 -- the path comes first
+from benchmarks import endurance, measures  # noqa: E402 -- the path comes first
 from rampd.demo import environment  # noqa: E402
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ LONG: dict[str, Measure] = {
     "memory": lambda root: measures.memory(root, first=200, last=2000, step=200),
     "queue": lambda root: measures.queue(root, few=100, many=10_000, measured=100),
     "original": lambda root: measures.original(root, count=20),
+    "restart": lambda root: endurance.restart(root, waiting=1000, rounds=9),
+    "operators": lambda root: endurance.operators(root, waiting=1000, rounds=10),
+    "endurance": lambda root: endurance.endurance(root, first=500, last=20_000),
 }
 SHORT: dict[str, Measure] = {
     "stubs": lambda root: measures.stubs(root, count=60, rounds=2),
@@ -54,6 +57,9 @@ SHORT: dict[str, Measure] = {
     "idle": lambda root: measures.idle(root, seconds=5),
     "memory": lambda root: measures.memory(root, first=100, last=400, step=100),
     "queue": lambda root: measures.queue(root, few=100, many=2_000, measured=50),
+    "restart": lambda root: endurance.restart(root, waiting=200, rounds=3),
+    "operators": lambda root: endurance.operators(root, waiting=100, rounds=2),
+    "endurance": lambda root: endurance.endurance(root, first=200, last=1000),
 }
 
 

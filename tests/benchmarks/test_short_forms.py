@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import measures
+from benchmarks import endurance, measures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,3 +69,27 @@ def test_a_long_queue_costs_no_more_than_a_short_one(tmp_path: Path, show: Show)
     assert figures["ratio"] < 2
     assert figures["ready_s"]["2000"] < 5
     assert figures["status_s"]["2000"] < 1.5
+
+
+def test_a_daemon_is_back_at_once_after_a_kill(tmp_path: Path, show: Show) -> None:
+    """1 s with 1,000 waiting on a quiet machine, an interpreter's start included."""
+    figures = show(endurance.restart(tmp_path, waiting=200, rounds=3))
+    assert figures["of_which_inside_s"] < 2.5
+    assert figures["median_s"] < 4 * max(1.0, figures["rampctl_version_s"])
+
+
+def test_an_operator_is_obeyed_at_once_under_load(tmp_path: Path, show: Show) -> None:
+    """200 ms on a quiet machine."""
+    figures = show(endurance.operators(tmp_path, waiting=100, rounds=2))
+    for word in ("cancel", "retry"):
+        assert figures[f"{word}_ms"]["median"] < 400
+
+
+def test_a_daemon_that_runs_for_long_stays_as_it_was(tmp_path: Path, show: Show) -> None:
+    """The same files, threads and tasks, hardly more memory, and little on the disk for each submission."""
+    figures = show(endurance.endurance(tmp_path, first=200, last=1000))
+    assert (figures["status"], figures["scored"], figures["finished_lines"]) == (0, 1000, 1000)
+    growth = figures["growth"]
+    assert (growth["fds"], growth["threads"], growth["tasks"]) == (0, 0, 0)
+    assert growth["rss_mb"] < 4
+    assert figures["state_bytes_each"] < 3000
