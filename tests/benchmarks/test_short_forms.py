@@ -71,18 +71,21 @@ def test_a_long_queue_costs_no_more_than_a_short_one(tmp_path: Path, show: Show)
     assert figures["status_s"]["2000"] < 1.5
 
 
+# On a quiet machine `rampctl --version` takes 0.3 s: a busy one is allowed as many times more.
+_QUIET_S = 0.3
+
+
 def test_a_daemon_is_back_at_once_after_a_kill(tmp_path: Path, show: Show) -> None:
     """1 s with 1,000 waiting on a quiet machine, an interpreter's start included."""
     figures = show(endurance.restart(tmp_path, waiting=200, rounds=3))
-    assert figures["of_which_inside_s"] < 2.5
-    assert figures["median_s"] < 4 * max(1.0, figures["rampctl_version_s"])
+    assert figures["median_s"] < 2 * max(1.0, figures["rampctl_version_s"] / _QUIET_S)
 
 
 def test_an_operator_is_obeyed_at_once_under_load(tmp_path: Path, show: Show) -> None:
     """200 ms on a quiet machine."""
-    figures = show(endurance.operators(tmp_path, waiting=100, rounds=2))
-    for word in ("cancel", "retry"):
-        assert figures[f"{word}_ms"]["median"] < 400
+    figures = show(endurance.operators(tmp_path, waiting=100, rounds=5))
+    for word in ("cancel", "retry", "drain", "resume"):
+        assert figures[f"{word}_ms"]["median"] < 200 * max(1.0, figures["rampctl_version_s"] / _QUIET_S)
 
 
 def test_a_daemon_that_runs_for_long_stays_as_it_was(tmp_path: Path, show: Show) -> None:
