@@ -107,6 +107,8 @@ class Daemon:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+                # It is on its way out: one more signal must not cost the last lines, nor the exit status.
+                signal.signal(number, signal.SIG_IGN)
             self._notifier.close()
         log.info(
             "daemon.stopped",
@@ -224,7 +226,8 @@ class Daemon:
         """Look at the configs, and say what came of it; by a signal also where nothing did."""
         orders = self._orders
         asked, orders.reload, orders.look = orders.reload, False, False
-        if asked:
+        is_told = asked and self._is_ready
+        if is_told:
             self._notifier.reloading()
         report = await self._roster.look(asked=asked)
         if orders.stop_signals:
@@ -235,7 +238,7 @@ class Daemon:
             asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._want_look)
         if asked or report:
             self._say_reloaded(report, "SIGHUP" if asked else "events_dir")
-        if asked:
+        if is_told:
             self._notifier.ready(await self._status())
         self._activity.set()
 
