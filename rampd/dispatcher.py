@@ -145,7 +145,11 @@ class Dispatcher:
         """
         # Whatever is said from here on, by the store's watch or a worker as well, is said of this event.
         with structlog.contextvars.bound_contextvars(event_name=self.event.settings.ramp.event_name):
-            return await self._run_event()
+            try:
+                return await self._run_event()
+            except ExceptionGroup as several:
+                # What broke first is what there is to say; the group would only say that something did.
+                raise several.exceptions[0] from several
 
     async def _run_event(self) -> int:
         try:
