@@ -1,36 +1,154 @@
+"""The unit files: what systemd 252 understands, how much is open to an attacker, and what submissions need."""
+
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from rampd.credentials import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, DATABASE_PASSWORD
+from rampd.exit_statuses import EX_CONFIG
+from rampd.logs.pipeline import MAX_LINE_BYTES
 from support.requirements import needs
 
-UNIT = Path(__file__).parent.parent.parent / "systemd" / "rampd@.service"
+FOLDER = Path(__file__).parent.parent.parent / "systemd"
+UNITS = ("rampd@.service", "rampd.service")
+THRESHOLD = 40
+"""Tenths: 4.0, where 10 is a service that hides nothing."""
 
 
-def test_the_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
-    """systemd-analyze exits with 0 on a typo, and says so on stderr: nothing may stand there."""
+def _settings(name: str) -> list[tuple[str, str]]:
+    lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    return [(key, value) for key, sep, value in (line.partition("=") for line in lines) if sep and key[:1].isalpha()]
+
+
+def _value(name: str, key: str) -> str:
+    (value,) = [value for found, value in _settings(name) if found == key]
+    return value
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """Give a folder with the units, whose program is one that there is here."""
+    for name in UNITS:
+        text = (FOLDER / name).read_text(encoding="utf-8").replace("/opt/rampd/bin/rampd", sys.executable)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def _analyze(*words: str) -> subprocess.CompletedProcess[str]:
     needs("systemd-analyze", package="systemd")
-    text = UNIT.read_text(encoding="utf-8").replace("/opt/rampd/bin/rampd", sys.executable)
-    (tmp_path / UNIT.name).write_text(text, encoding="utf-8")
-    verified = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(tmp_path / UNIT.name)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_understands_every_line(installed: Path, name: str) -> None:
+    """systemd-analyze exits with 0 on a typo, and says so on stderr: nothing may stand there."""
+    verified = _analyze("verify", "--man=no", str(installed / name))
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
-def test_the_unit_starts_what_is_installed() -> None:
-    """ExecStart is the console script with an event's config; a wrong config does not make a restart loop."""
-    text = UNIT.read_text(encoding="utf-8")
-    assert "ExecStart=/opt/rampd/bin/rampd --config events/%i/config.yml\n" in text
-    assert "RestartPreventExitStatus=78\n" in text
+def test_a_typo_would_be_seen(installed: Path) -> None:
+    """The test above is one that can fail."""
+    path = installed / "rampd.service"
+    path.write_text(path.read_text(encoding="utf-8").replace("WatchdogSec", "WatchdogSeconds"), encoding="utf-8")
+    assert "WatchdogSeconds" in _analyze("verify", "--man=no", str(path)).stderr
 
 
-def test_the_unit_uses_no_hardening_that_breaks_submissions() -> None:
-    """Numba needs writable code, environments live in home folders, runs make namespaces."""
-    settings = {line.partition("=")[0] for line in UNIT.read_text(encoding="utf-8").splitlines() if "=" in line}
-    assert not settings & {"MemoryDenyWriteExecute", "ProtectHome", "DynamicUser", "RestrictNamespaces", "PrivateUsers"}
+@pytest.mark.parametrize("name", UNITS)
+def test_little_is_open_to_an_attacker(installed: Path, name: str) -> None:
+    """4.0 or better by systemd's own count."""
+    judged = _analyze("security", "--offline=true", f"--threshold={THRESHOLD}", str(installed / name))
+    assert judged.returncode == 0, judged.stdout[-300:]
+
+
+def test_the_drop_in_fits_the_units(installed: Path) -> None:
+    """It names another deployment, and systemd understands it with each of the units."""
+    for name in UNITS:
+        drop_in = installed / f"{name}.d" / "local.conf"
+        drop_in.parent.mkdir()
+        drop_in.write_bytes((FOLDER / "example.conf").read_bytes())
+        verified = _analyze("verify", "--man=no", str(installed / name))
+        assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_the_user_is_one_that_sysusers_makes() -> None:
+    """User= of the units, with the deployment's folder as its home."""
+    needs("systemd-sysusers", package="systemd")
+    made = subprocess.run(
+        ["systemd-sysusers", "--dry-run", str(FOLDER / "rampd.sysusers.conf")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    (line,) = [line for line in (FOLDER / "rampd.sysusers.conf").read_text().splitlines() if line.startswith("u ")]
+    assert line.split()[1] == _value("rampd@.service", "User") == _value("rampd.service", "User")
+    assert "/srv/ramp" in line
+
+
+def test_the_units_are_one_but_for_what_they_serve() -> None:
+    """What is mended in one is mended in the other."""
+    differing = {"Description", "ExecStart"}
+    one, other = ([pair for pair in _settings(name) if pair[0] not in differing] for name in UNITS)
+    assert one == other
+    assert _value("rampd@.service", "ExecStart") == "/opt/rampd/bin/rampd --config events/%i/config.yml"
+    assert _value("rampd.service", "ExecStart") == "/opt/rampd/bin/rampd --events-dir events"
+
+
+def test_a_failing_daemon_is_started_again_and_a_wrong_config_is_not() -> None:
+    """For ever, every 5 s; a config must be mended first."""
+    expected = {
+        "Type": "notify",
+        "Restart": "on-failure",
+        "RestartSec": "5",
+        "StartLimitIntervalSec": "0",
+        "RestartPreventExitStatus": str(EX_CONFIG),
+        "KillMode": "mixed",
+        "ExecReload": "/bin/kill -HUP $MAINPID",
+    }
+    assert {key: _value("rampd@.service", key) for key in expected} == expected
+
+
+def test_the_default_deployment_is_one() -> None:
+    """WorkingDirectory and ReadWritePaths name the same one."""
+    assert _value("rampd@.service", "ReadWritePaths") == f"{_value('rampd@.service', 'WorkingDirectory')}/events"
+
+
+def test_every_credential_that_is_read_is_handed_over() -> None:
+    """By the names that the code looks for; without a path, so that none has to be there."""
+    handed_over = {value for key, value in _settings("rampd@.service") if key == "LoadCredential"}
+    assert handed_over == {AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, DATABASE_PASSWORD}
+
+
+def test_journald_takes_the_whole_stream() -> None:
+    """A record fits a line of the journal (48 KiB), and 100 submissions a second fit its rate."""
+    assert MAX_LINE_BYTES < 48 * 1024
+    seconds = int(_value("rampd@.service", "LogRateLimitIntervalSec").removesuffix("s"))
+    assert int(_value("rampd@.service", "LogRateLimitBurst")) >= 100 * 8 * seconds
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_nothing_is_used_that_breaks_submissions_and_each_says_why(name: str) -> None:
+    """Numba needs writable code, environments live in home folders, runs make namespaces with a /proc of their own."""
+    breaking = {
+        "MemoryDenyWriteExecute",
+        "ProtectHome",
+        "DynamicUser",
+        "PrivateUsers",
+        "ProtectProc",
+        "ProcSubset",
+        "ProtectKernelTunables",
+        "ProtectKernelLogs",
+        "PrivateDevices",
+        "PrivateNetwork",
+        "IPAddressDeny",
+    }
+    assert not breaking & {key for key, _ in _settings(name)}
+    reasons = "\n".join(re.findall(r"^#   (.*:.*)$", (FOLDER / name).read_text(encoding="utf-8"), re.MULTILINE))
+    assert {word for word in breaking if word not in reasons} == set()
+    assert {"user", "pid", "mnt"} <= set(_value(name, "RestrictNamespaces").split())
