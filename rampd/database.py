@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiosqlite
 
-from rampd.errors import JournalCorruptError, StoreError
+from rampd.errors import HOW_TO_RESTORE, JournalCorruptError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -88,7 +88,8 @@ class Database:
             await self._check()
 
     async def _check(self) -> None:
-        rows = await self.fetch("PRAGMA quick_check(1)")
+        # Not quick_check: it does not hold the indexes against the rows, where a flipped bit in a value shows.
+        rows = await self.fetch("PRAGMA integrity_check(1)")
         if rows[0][0] != "ok":
             raise JournalCorruptError(self._how_to_restore(f"is damaged ({rows[0][0]})"))
         found = (await self.fetch("PRAGMA user_version"))[0][0]
@@ -108,10 +109,7 @@ class Database:
             )
 
     def _how_to_restore(self, what: str) -> str:
-        return (
-            f"{self.path}: {what}. Submissions and predictions are untouched. Restore the file (with its -wal) from a "
-            "backup, or move it away to start anew from the folders"
-        )
+        return f"{self.path}: {what}. {HOW_TO_RESTORE}"
 
     async def fetch(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
         """Run one statement (committed at once outside a transaction) and return its rows."""

@@ -6,13 +6,19 @@ Whether something is tried again is a class attribute, never a match on a messag
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from rampd.states import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+
+HOW_TO_RESTORE: Final = (
+    "Submissions and predictions are untouched. Restore the file (with its -wal) from a backup, or move it away to "
+    "start anew from the folders"
+)
 
 
 class RampdError(Exception):

@@ -32,13 +32,13 @@ CREATE TABLE attempts (
     submission_id INTEGER NOT NULL,
     number INTEGER NOT NULL,
     worker_type TEXT NOT NULL,
-    step TEXT NOT NULL,
+    step TEXT NOT NULL CHECK (step IN (STEPS)),
     opened_at REAL NOT NULL,
     allocation TEXT,
     launched_at REAL,
     launched_boottime_s REAL,
     boot_id TEXT,
-    outcome TEXT,
+    outcome TEXT CHECK (outcome IN (OUTCOMES)),
     verdict TEXT,
     final INTEGER NOT NULL DEFAULT 0,
     finished TEXT,
@@ -52,7 +52,7 @@ CREATE TABLE counts (submission_id INTEGER PRIMARY KEY, since_number INTEGER NOT
 CREATE TABLE backoffs (submission_id INTEGER PRIMARY KEY, until REAL NOT NULL);
 CREATE TABLE requests (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('cancel', 'retry')),
     submission TEXT NOT NULL,
     requested_at REAL NOT NULL,
     answered_at REAL,
@@ -62,6 +62,10 @@ CREATE TABLE requests (
 CREATE UNIQUE INDEX pending_requests ON requests (kind, submission) WHERE answered_at IS NULL;
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)
 """
+# The checks have a flipped bit in one of these words found when the file is opened.
+_SCHEMA = _SCHEMA.replace("STEPS", ", ".join(f"'{step}'" for step in Step)).replace(
+    "OUTCOMES", ", ".join(f"'{outcome}'" for outcome in Outcome)
+)
 
 
 class Journal:

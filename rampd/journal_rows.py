@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rampd.errors import HOW_TO_RESTORE, JournalCorruptError
 from rampd.models import Attempt, Exit, StepScore, Verdict
 from rampd.states import Outcome, RequestKind, Step
 
@@ -70,7 +71,21 @@ def request_of(row: Row) -> Request:
 
 
 def attempt_of(row: Row) -> Attempt:
-    """Return what a row of `attempts` says."""
+    """Return what a row of `attempts` says.
+
+    Raises
+    ------
+    JournalCorruptError
+        It says what nobody wrote.
+    """
+    try:
+        return _attempt_of(row)
+    except (ValueError, TypeError, KeyError) as error:
+        where = f"the journal's row of {row['submission']!r}, attempt {row['number']}"
+        raise JournalCorruptError(f"{where}: is damaged ({error}). {HOW_TO_RESTORE}") from error
+
+
+def _attempt_of(row: Row) -> Attempt:
     return Attempt(
         id=row["id"],
         submission=row["submission"],

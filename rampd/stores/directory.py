@@ -34,12 +34,13 @@ log = structlog.get_logger("rampd.stores.directory")
 
 # Scores are JSON, so that they and `scored` are one statement; for people and other programs there is a view of them.
 # NaN and infinities, which JSON has not, are texts.
+# The checks have a flipped bit in a state found when the file is opened.
 # The triggers keep every transition with its time, whichever code path makes it.
 _SCHEMA = """
 CREATE TABLE submissions (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     name TEXT NOT NULL UNIQUE,
-    state TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN (STATES)),
     queued_at REAL NOT NULL,
     place INTEGER NOT NULL,
     state_at REAL NOT NULL,
@@ -49,7 +50,11 @@ CREATE TABLE submissions (
 );
 CREATE INDEX places ON submissions (place);
 CREATE INDEX waiting ON submissions (place) WHERE state = 'new';
-CREATE TABLE transitions (submission_id INTEGER NOT NULL, state TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE transitions (
+    submission_id INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN (STATES)),
+    at REAL NOT NULL
+);
 CREATE INDEX transitions_of ON transitions (submission_id);
 CREATE TRIGGER first_state AFTER INSERT ON submissions BEGIN
     INSERT INTO transitions VALUES (new.id, new.state, new.state_at);
@@ -63,7 +68,7 @@ CREATE VIEW scores AS
     FROM submissions, json_each(submissions.scores) AS one, json_each(one.value) AS step;
 CREATE TABLE rejections (name TEXT PRIMARY KEY, stamp TEXT NOT NULL);
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)
-"""
+""".replace("STATES", ", ".join(f"'{state}'" for state in SubmissionState))
 
 
 class DirectoryStore(SubmissionStore):

@@ -280,6 +280,21 @@ async def test_damage_inside_is_found_at_the_start(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_flipped_bit_in_an_indexed_value_is_found_at_the_start(tmp_path: Path) -> None:
+    """The page is well formed, and says what nobody wrote: an index knows better."""
+    path = tmp_path / "db"
+    async with opened(path) as database:
+        await database.run("CREATE TABLE states (name TEXT, state TEXT)")
+        await database.run("CREATE INDEX waiting ON states (name) WHERE state = 'waiting'")
+        await database.run("INSERT INTO states VALUES ('one', 'waiting')")
+    data = bytearray(path.read_bytes())
+    data[data.rfind(b"waiting")] ^= 0x01
+    path.write_bytes(data)
+    with pytest.raises(JournalCorruptError, match="is damaged"):
+        async with opened(path):
+            pass
+
+
 @pytest.mark.parametrize("version", [2, 99])
 async def test_a_newer_schema_is_refused(tmp_path: Path, version: int) -> None:
     """Both versions are named, and nothing is written."""
