@@ -107,6 +107,8 @@ class Daemon:
         finally:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+                # It is on its way out: one more signal must not cost the last lines, nor the exit status.
+                signal.signal(number, signal.SIG_IGN)
             self._notifier.close()
         log.info(
             "daemon.stopped",

@@ -167,8 +167,6 @@ class Dispatcher:
                     task.cancel()
                 await self._announcements.settle()
                 announcing.cancel()
-        except BaseExceptionGroup as group:
-            raise _first_of(group) from group
         finally:
             # Only where something broke, or the daemon exits at once: what still runs is put back at the next start.
             for task in self._tasks:
@@ -431,9 +429,3 @@ class Dispatcher:
         if self._tasks:
             # What cannot be written by then (a full disk, say) is in the journal or is put back at the next start.
             await asyncio.wait(self._tasks, timeout=_INTERRUPTION_S)
-
-
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what broke first in a TaskGroup: the others of it were only cancelled, or stumbled over the same."""
-    error = group.exceptions[0]
-    return _first_of(error) if isinstance(error, BaseExceptionGroup) else error

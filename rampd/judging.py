@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +27,9 @@ CANCELLED_MESSAGE = "Cancelled by the organizers."
 TIMEOUT_STATUS = 124
 """What timeout(1) ends with, and what RAMP's board expects of a timed-out submission."""
 LONGEST_BACKOFF_S = 60.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_FULL_BYTES = 1 << 20
+"""Less room than this on the disk of a run that failed is why it failed."""
 FREE_INTERRUPTIONS = 10
 """So many stops of the daemon in a row cost a submission nothing; from then on each counts as an attempt."""
 
@@ -71,6 +78,8 @@ def judge_run(job: Job, results: Results, *, staging: Path, config: WorkerConfig
     if results.outcome is None and _failed_before_training(job, results, traceback):
         reason = f"ramp-test failed before it came to the submission: {traceback.rstrip().rpartition(chr(10))[2][:500]}"
         return Verdict(Outcome.PLATFORM_ERROR, run_exit.status, reason=reason, exit=run_exit)
+    if full := _full_disk(job, results, traceback):
+        return Verdict(Outcome.PLATFORM_ERROR, run_exit.status, reason=full, exit=run_exit)
     parts = [part for part in (traceback, unkept) if part]
     message = "\n".join(parts) or ramp_test.explain_exit(run_exit, has_output=output is not None)
     return Verdict(Outcome.PARTICIPANT_ERROR, run_exit.status, message, exit=run_exit)
@@ -90,6 +99,22 @@ def _failed_before_training(job: Job, results: Results, traceback: str) -> bool:
         and bool(traceback)
         and f"submissions/{job.submission}" not in traceback
     )
+
+
+def _full_disk(job: Job, results: Results, traceback: str) -> str:
+    """Return the reason where a run failed because there was no room on a disk; empty where there was.
+
+    A submission that fills the disk itself is not told from one that suffers from it: it is tried again as often as
+    any that the platform failed, and no more.
+    """
+    said = f"{traceback}\n{ramp_test.end_of_log(results.log_path) if results.log_path else ''}"
+    words = [os.strerror(number) for number in _NO_ROOM if os.strerror(number) in said]
+    if results.exit.log_errno in _NO_ROOM:
+        words.append(f"its log could not be written: {os.strerror(results.exit.log_errno or 0)}")
+    with suppress(OSError):
+        if shutil.disk_usage(job.attempt_dir).free < _FULL_BYTES:
+            words.append(f"{job.attempt_dir.parent} is full")
+    return f"there was no room on a disk while it ran: {words[0]}" if words else ""
 
 
 def judge_timeout(job: Job, results: Results | None, stopped: Exit | None) -> Verdict:

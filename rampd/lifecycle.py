@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("rampd.lifecycle")
 
+_LATE_S = 0.05
+"""Later than this a deadline is only noticed by a process that stood still, or that took a run over."""
+_HEARING_S = 5.0
+"""How long such a process waits, at most, for word of a run that ended meanwhile."""
 _LONGEST_NAP_S = 30.0
 """asyncio's timers stand still while the machine sleeps, CLOCK_BOOTTIME does not: look again at least so often."""
 
@@ -227,6 +231,12 @@ async def _wait(event: Event, progress: _Progress, allocation: Allocation) -> No
     try:
         while not waiting.done():
             left_s = progress.job.timeout_s - _running_for_s(progress.attempt)
+            if left_s < -_LATE_S:
+                # This process stood still (stopped, or the machine slept): what ended in time is not late because of
+                # that, and word of it may be under way.
+                await progress.orders.obeyed(_nap(waiting, min(-left_s, _HEARING_S)))
+                if waiting.done():
+                    break
             if left_s <= 0 and not await _has_ended_unseen(event, progress, allocation):
                 raise _DeadlineError
             await progress.orders.obeyed(_nap(waiting, _LONGEST_NAP_S if left_s <= 0 else min(left_s, _LONGEST_NAP_S)))

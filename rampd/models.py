@@ -87,6 +87,8 @@ class Exit:
     log_capped: bool = False
     timed_out: bool = False
     """Whether the far side ended it at its timeout, while nobody here looked."""
+    log_errno: int | None = None
+    """Why the log could not be written to its end."""
 
 
 @dataclass(frozen=True, slots=True)

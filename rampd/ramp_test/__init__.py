@@ -4,12 +4,13 @@ Nothing here trusts what it reads: the files were written by a participant's pro
 """
 
 from rampd.ramp_test.command import argv
-from rampd.ramp_test.messages import error_message, explain_exit, shown_message, timeout_message
+from rampd.ramp_test.messages import end_of_log, error_message, explain_exit, shown_message, timeout_message
 from rampd.ramp_test.training_output import check_training_output, keep_training_output, read_scores
 
 __all__ = [
     "argv",
     "check_training_output",
+    "end_of_log",
     "error_message",
     "explain_exit",
     "keep_training_output",

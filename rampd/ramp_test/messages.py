@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rampd.models import Exit
 
 _MAX_NAMES = 10_000
+_MAX_LAST_WORDS = 4096
 _MAX_MESSAGE_BYTES = 64 * 1024
 _MAX_LOG_BYTES = 1 << 20
 """How much of a log's end is searched for a traceback."""
@@ -51,6 +52,11 @@ def error_message(*, training_output: Path | None, log_path: Path | None, hide: 
     if hide is not None:
         text = text.replace(f"{hide}/", "")
     return _last_bytes(text.strip("\n"), _MAX_MESSAGE_BYTES)
+
+
+def end_of_log(log_path: Path) -> str:
+    """Return the last few lines of a run's log, cleaned: for what programs say that leave no traceback."""
+    return clean(_read_end(log_path, _MAX_LAST_WORDS))
 
 
 def _read_error_txt(training_output: Path) -> bytes:

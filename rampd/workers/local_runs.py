@@ -89,6 +89,7 @@ class LocalRun:
             max_rss_bytes=max_rss_bytes or None,
             log_bytes=log_bytes,
             log_capped=bool(capped),
+            log_errno=log_errno or None,
         )
 
     def lost(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -281,3 +282,34 @@ def test_a_worker_that_vouches_for_a_failure(case: Case) -> None:
     for outcome, expected in ((None, Outcome.PLATFORM_ERROR), (Outcome.PARTICIPANT_ERROR, Outcome.PARTICIPANT_ERROR)):
         results = Results(Exit(1), None, case.job.log_path, outcome=outcome)
         assert judge_run(case.job, results, staging=case.staging, config=config).outcome is expected
+
+
+@pytest.mark.parametrize("said", ["OSError: [Errno 28] No space left on device", "cp: x: Disk quota exceeded"])
+def test_a_disk_that_is_full_is_no_participants_fault(case: Case, said: str) -> None:
+    """Whoever filled it: it is tried again, as often as anything that the platform failed."""
+    case.output.mkdir(parents=True)
+    verdict = case.judge(1, log=f"{traceback('submissions/good/estimator.py')}{said}\n")
+    assert verdict.outcome is Outcome.PLATFORM_ERROR
+    assert "no room on a disk" in verdict.reason
+
+
+def test_a_log_that_met_a_full_disk_says_so_without_words(case: Case) -> None:
+    """What the run said of it could not be written either."""
+    case.output.mkdir(parents=True)
+    verdict = case.judge_exit(Exit(1, log_errno=errno.ENOSPC))
+    assert (verdict.outcome, "log could not be written" in verdict.reason) == (Outcome.PLATFORM_ERROR, True)
+
+
+def test_a_disk_without_room_is_seen(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where nobody says anything."""
+    case.output.mkdir(parents=True)
+    monkeypatch.setattr("rampd.judging._FULL_BYTES", 1 << 62)
+    verdict = case.judge(1, log=traceback("submissions/good/estimator.py"))
+    assert (verdict.outcome, verdict.reason.endswith("is full")) == (Outcome.PLATFORM_ERROR, True)
+
+
+def test_a_good_run_on_a_full_disk_is_a_good_run(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its output is whole: nothing was lost."""
+    monkeypatch.setattr("rampd.judging._FULL_BYTES", 1 << 62)
+    build_training_output(case.output)
+    assert case.judge().outcome is Outcome.OK

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
+from rampd import clock, lifecycle
 from rampd.errors import (
     ResultsError,
     WorkerError,
@@ -350,3 +352,24 @@ async def test_a_run_without_output_is_the_participants(room: EventRoom) -> None
     async with room.opened() as event:
         assert (await attempt_once(event)).outcome is Outcome.PARTICIPANT_ERROR
         assert "no training_output" in (await event.store.get("one")).error_msg
+
+
+@pytest.mark.parametrize(
+    ("run", "outcome"), [(good_run(0.15), Outcome.OK), (hung_run(), Outcome.TIMEOUT)], ids=["ended", "hangs"]
+)
+async def test_what_ended_while_the_process_stood_still_is_not_late(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch, run: FakeRun, outcome: Outcome
+) -> None:
+    """A daemon that was stopped beyond a deadline hears first what came meanwhile; what still runs is over its time."""
+    monkeypatch.setattr(lifecycle, "_LONGEST_NAP_S", 0.02)
+    monkeypatch.setattr(lifecycle, "_HEARING_S", 0.5)
+    real = clock.boottime
+    room.worker["timeout"] = 60
+    room.submit("one", run)
+    async with room.opened() as event:
+        attempting = asyncio.ensure_future(attempt_once(event))
+        while not room.outside:  # noqa: ASYNC110 -- the fake's world sets no event
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.03)
+        monkeypatch.setattr(clock, "boottime", lambda: real() + 3600)
+        assert (await attempting).outcome is outcome
