@@ -122,7 +122,7 @@ class Deployment:
         files
             Further files by name, with `__` for the dot.
         """
-        staging = self.root / f".staging-{time.monotonic_ns()}"
+        staging = self.folder / f".staging-{time.monotonic_ns()}"
         staging.mkdir()
         (staging / "estimator.py").write_text(files.pop("estimator__py", "# nothing\n"), encoding="utf-8")
         if behaviour is not None:

@@ -1,0 +1,237 @@
+"""A fault campaign: one event, many daemons that are killed and hindered, and a check at the end.
+
+Everything random comes from one seed: what is submitted, which faults come when, where a daemon dies. The moments are
+real ones, so a run is not repeated to the millisecond; its plan is.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from faults import disturbances
+from faults.behaviours import TIMEOUT_S, Behaviour, generate
+from faults.checker import Finding, check
+from faults.failing_daemon import POINTS
+from faults.incarnation import Incarnation
+from support.daemon import processes_marked, wait_until
+from support.deployment import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+_LAST_LIFE_S = 240.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much a campaign does to one event."""
+
+    kills: int
+    submissions: int
+    n_workers: int = 3
+    faults: Sequence[str] = disturbances.NAMES
+    """Which of them come, each at least once, in a random order."""
+    at_once: int = 0
+    """How many submissions are dropped in one go, besides."""
+    small_disk: bool = False
+    """The event's folder is a file system of its own (needs root): without it a disk cannot be full."""
+    patience_s: float = 3.0
+    """How long what only takes time lasts: a lock on a file, a reader that stalls."""
+
+
+@dataclass
+class Campaign:
+    """One event, and what is done to it.
+
+    Parameters
+    ----------
+    root
+        An empty folder.
+    seed
+        Of everything random.
+    plan
+        How much.
+    """
+
+    root: Path
+    seed: int
+    plan: Plan
+    incarnations: list[Incarnation] = field(default_factory=list)
+    behaviours: dict[str, Behaviour] = field(default_factory=dict)
+    removed: set[str] = field(default_factory=set)
+    kills: Counter[str] = field(default_factory=Counter)
+    """By where they hit."""
+    disturbed: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.choices = random.Random(self.seed)
+        self.event = Deployment(
+            self.root,
+            dispatcher={"n_workers": self.plan.n_workers, "settle_time": 0.05, "shutdown_grace": 0.3},
+            worker={"timeout": TIMEOUT_S},
+        )
+        self.event.make_stub_environment()
+        self.clock = self.root / "clock"
+        self.clock.write_text("0", encoding="ascii")
+        for name in ("locks", "tries"):
+            (self.root / name).mkdir()
+
+    def run(self) -> Finding:
+        """Do it all; return what the checks came to."""
+        with self._disk():
+            faults = self._faults = list(self.plan.faults)
+            self.choices.shuffle(faults)
+            points = self._points()
+            while sum(self.kills.values()) < self.plan.kills or faults:
+                self._submit_some()
+                # Faults are spread over the lives; those that are left after the last kill have lives of their own.
+                left = max(1, self.plan.kills - sum(self.kills.values()))
+                fault = faults.pop() if faults and self.choices.random() < len(faults) / left else None
+                self._live(fault, next(points) if fault is None and self.choices.random() < 0.6 else None)
+            self._let_it_end()
+            return self.check()
+
+    def check(self) -> Finding:
+        """Say what is wrong, after the last daemon's end."""
+        finding = check(self.event, self.incarnations, submitted=list(self.behaviours), removed=self.removed)
+        finding.problems += [*self.problems, *self._injustices()]
+        finding.counts.update(kills=sum(self.kills.values()))
+        return finding
+
+    def _points(self) -> Iterator[str]:
+        """Give kill points, each before and after, in random order and again and again."""
+        while True:
+            every = [(name, side) for name in POINTS for side in ("before", "after")]
+            self.choices.shuffle(every)
+            for name, side in every:
+                yield f"{name}:{side}:{self.choices.choice([1, 1, 2, 4])}"
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        if not self.plan.small_disk:
+            yield
+            return
+        config = self.event.config.read_bytes()
+        folder = str(self.event.folder)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", folder], check=True)
+        try:
+            self.event.submissions.mkdir()
+            self.event.config.write_bytes(config)
+            yield
+        finally:
+            self._end_everything()
+            subprocess.run(["umount", folder], check=True)
+
+    def submit(self, behaviour: Behaviour | None = None) -> str:
+        """Hand one submission in; return its name."""
+        name = f"s{len(self.behaviours):05d}"
+        self.behaviours[name] = chosen = behaviour or generate(self.choices, self.root)
+        self.event.submit(name, chosen.script)
+        return name
+
+    def _submit_some(self) -> None:
+        if not self.behaviours and self.plan.at_once:
+            for _ in range(self.plan.at_once):
+                self.submit()
+        lives_left = max(1, self.plan.kills - sum(self.kills.values()))
+        left = self.plan.submissions + self.plan.at_once - len(self.behaviours)
+        for _ in range(min(left, round(self.choices.uniform(0, 2.5) * left / lives_left))):
+            self.submit()
+
+    def start(self, kill_point: str | None = None, *arguments: str) -> Incarnation:
+        """Start the next daemon."""
+        variables = {"RAMPD_FAULT_CLOCK": str(self.clock)}
+        if kill_point is not None:
+            variables["RAMPD_FAULT_KILL"] = kill_point
+        life = Incarnation(["--config", str(self.event.config), *arguments], variables, self.root / "stderr")
+        life.start()
+        return life
+
+    def _live(self, fault: str | None, kill_point: str | None) -> None:
+        """Let a daemon live for a moment, disturb it, and kill it."""
+        if fault in disturbances.BETWEEN:
+            problems = disturbances.BETWEEN[fault](self)
+            if problems is not None:
+                self.disturbed[fault] += 1
+                self.problems += problems
+                return
+            self._faults.insert(0, fault)
+            fault = None
+        life = self.start(kill_point)
+        try:
+            if fault is not None:
+                life.wait_for("daemon.ready", timeout_s=30)
+                self.disturbed[fault] += 1
+                self.problems += disturbances.DURING[fault](self, life)
+            if kill_point is None:
+                life.wait(self.choices.uniform(0.1, 1.2))
+            else:
+                life.wait_for("daemon.ready", timeout_s=30)
+                if life.wait(self.choices.uniform(0.5, 1.2)) is None:
+                    kill_point = None  # it did not come to that; it dies all the same
+        finally:
+            status = life.end()
+            self.incarnations.append(life)
+        if status == -signal.SIGKILL:
+            self.kills[kill_point.rpartition(":")[0] if kill_point else "random"] += 1
+        elif status != 0 and not (fault == "sigterm_twice" and status == 1):
+            self.problems.append(f"a daemon ended with status {status} during {fault or kill_point}")
+
+    def _let_it_end(self) -> None:
+        """Let the last daemon bring everything to its end, undisturbed."""
+        self.clock.write_text("0", encoding="ascii")
+        disturbances.rampctl(self, "resume")
+        while len(self.behaviours) < self.plan.submissions + self.plan.at_once:
+            self.submit()
+        self.event.dispatcher |= {"hunger_policy": "exit"}
+        self.event.write_config()
+        # Once more where the last lines could not be written: a daemon that ends says what is still unsaid.
+        for _ in range(2):
+            life = self.start()
+            status = life.wait(_LAST_LIFE_S)
+            life.end()
+            self.incarnations.append(life)
+            if status != 0:
+                self.problems.append(f"the last daemon ended with status {status}")
+        wait_until(lambda: not processes_marked(str(self.root)), timeout_s=20, what="the end of every process")
+
+    def _end_everything(self) -> None:
+        for life in self.incarnations:
+            if life.process.poll() is None:
+                life.end()
+
+    def _injustices(self) -> Iterator[str]:
+        """Return what participants were told that they do not deserve: the platform's faults are not theirs."""
+        told: dict[str, set[str]] = {}
+        for life in self.incarnations:
+            for record in life.records:
+                if record["event"] == "submission.finished":
+                    told.setdefault(record["submission"], set()).add(record["outcome"])
+        for name, outcomes in told.items():
+            wrong = outcomes - self.behaviours[name].deserves - {"cancelled", "platform_error"}
+            if wrong:
+                yield f"{name} ({self.behaviours[name].kind}) was told {sorted(wrong)}"
+
+
+def report(campaign: Campaign, finding: Finding, *, began: float) -> str:
+    """Return one campaign's figures as a line of JSON."""
+    return json.dumps(
+        {
+            "seed": campaign.seed,
+            "took_s": round(time.monotonic() - began, 1),
+            "problems": finding.problems,
+            "disturbed": dict(sorted(campaign.disturbed.items())),
+            "killed_at": dict(sorted(campaign.kills.items())),
+            "counts": dict(sorted(finding.counts.items())),
+        }
+    )
