@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from rampd import clock
 from rampd.database import Database
@@ -66,6 +66,12 @@ CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)
 _SCHEMA = _SCHEMA.replace("STEPS", ", ".join(f"'{step}'" for step in Step)).replace(
     "OUTCOMES", ", ".join(f"'{outcome}'" for outcome in Outcome)
 )
+
+
+ATTEMPTS_KEPT: Final = 50
+"""So many of a submission's newest attempts are kept whatever they came to; of the older ones those that count."""
+REQUESTS_KEPT: Final = 1000
+"""So many of the newest requests are kept; of the older ones those that wait for an answer."""
 
 
 class Journal:
@@ -170,8 +176,23 @@ class Journal:
         return attempt_of(rows[0]) if rows else await self._get(attempt_id)
 
     async def close(self, attempt_id: str) -> None:
-        """Say that the outcome is true everywhere and nothing of the attempt is left."""
-        await self._advance("step = 'closed'", attempt_id, {}, "decided", "closed")
+        """Say that the outcome is true everywhere and nothing of the attempt is left.
+
+        What is in the store by now (scores, the participant's message) goes: the journal stays small. So do attempts
+        that say nothing about a submission's failures, but for its newest.
+        """
+        attempt = await self._get(attempt_id)
+        kept = replace(attempt.verdict, scores=None, error_msg="", output_inode=None) if attempt.verdict else None
+        values = {"verdict": json.dumps(asdict(kept)) if kept else None}
+        await self._advance("step = 'closed', verdict = :verdict", attempt_id, values, "decided", "closed")
+        if attempt.number > ATTEMPTS_KEPT:
+            await self._database.run(
+                """
+                DELETE FROM attempts WHERE submission_id = ? AND number <= ? AND step = 'closed' AND final = 0
+                    AND outcome IN ('interrupted', 'no_capacity')
+                """,
+                (attempt.submission_id, attempt.number - ATTEMPTS_KEPT),
+            )
 
     async def _advance(
         self, assignments: str, attempt_id: str, values: dict[str, Any], before: str, after: str
@@ -205,7 +226,8 @@ class Journal:
     async def mark_announced(self, attempt_ids: Collection[str]) -> None:
         """Remember that the canonical lines of these attempts were written."""
         await self._database.run(
-            "UPDATE attempts SET announced = 1 WHERE id IN (SELECT value FROM json_each(?))",
+            # With its line written the line's fields have served.
+            "UPDATE attempts SET announced = 1, finished = NULL WHERE id IN (SELECT value FROM json_each(?))",
             (json.dumps(list(attempt_ids)),),
         )
 
@@ -312,6 +334,9 @@ class Journal:
         await self._database.run(
             "UPDATE requests SET answered_at = ?, answer = ?, accepted = ? WHERE id = ? AND answered_at IS NULL",
             (clock.wall(), answer, int(accepted), request_id),
+        )
+        await self._database.run(
+            "DELETE FROM requests WHERE answered_at IS NOT NULL AND id <= ?", (request_id - REQUESTS_KEPT,)
         )
 
     async def get_request(self, request_id: int) -> Request:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from rampd.stores.arrivals import Arrival, Rejection
 
 log = structlog.get_logger("rampd.stores.directory")
+
+TRANSITIONS_KEPT: Final = 200
+"""So many of a submission's newest transitions are kept; of the older ones those to a final state."""
 
 # Scores are JSON, so that they and `scored` are one statement; for people and other programs there is a view of them.
 # NaN and infinities, which JSON has not, are texts.
@@ -61,6 +64,10 @@ CREATE TRIGGER first_state AFTER INSERT ON submissions BEGIN
 END;
 CREATE TRIGGER next_state AFTER UPDATE OF state ON submissions WHEN new.state <> old.state BEGIN
     INSERT INTO transitions VALUES (new.id, new.state, new.state_at);
+    DELETE FROM transitions WHERE submission_id = new.id AND state IN ('new', 'sent_to_training', 'training')
+        AND rowid < (
+            SELECT rowid FROM transitions WHERE submission_id = new.id ORDER BY rowid DESC LIMIT 1 OFFSET KEPT
+        );
 END;
 CREATE VIEW scores AS
     SELECT submissions.id AS submission_id, name, one.key AS score, step.key AS step,
@@ -68,7 +75,7 @@ CREATE VIEW scores AS
     FROM submissions, json_each(submissions.scores) AS one, json_each(one.value) AS step;
 CREATE TABLE rejections (name TEXT PRIMARY KEY, stamp TEXT NOT NULL);
 CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)
-""".replace("STATES", ", ".join(f"'{state}'" for state in SubmissionState))
+""".replace("STATES", ", ".join(f"'{state}'" for state in SubmissionState)).replace("KEPT", str(TRANSITIONS_KEPT))
 
 
 class DirectoryStore(SubmissionStore):

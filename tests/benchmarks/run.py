@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from benchmarks import measures, measures_dask  # noqa: E402 -- the path comes first
+from benchmarks import endurance, measures, measures_dask  # noqa: E402 -- the path comes first
 from benchmarks.ssh_polling import polling  # noqa: E402
 from rampd.demo import environment  # noqa: E402
 
@@ -51,6 +51,9 @@ LONG: dict[str, Measure] = {
     "original": lambda root: measures.original(root, count=20),
     "polling": lambda root: polling(root, instances=200, interval_s=1.0, seconds=30, rival_polls=20),
     "polling-1000": lambda root: polling(root, instances=1000, interval_s=60.0, seconds=120, rival_polls=5),
+    "restart": lambda root: endurance.restart(root, waiting=1000, rounds=9),
+    "operators": lambda root: endurance.operators(root, waiting=1000, rounds=10),
+    "endurance": lambda root: endurance.endurance(root, first=500, last=20_000),
 }
 SHORT: dict[str, Measure] = {
     "stubs": lambda root: measures.stubs(root, count=60, rounds=2),
@@ -62,6 +65,9 @@ SHORT: dict[str, Measure] = {
     "dask_stubs": lambda root: measures_dask.stubs(root, count=40, workers=4, rounds=1),
     "dask_large": lambda root: measures_dask.large_results(root, count=4, megabytes=20),
     "polling": lambda root: polling(root, instances=40, interval_s=1.0, seconds=5, rival_polls=5),
+    "restart": lambda root: endurance.restart(root, waiting=200, rounds=3),
+    "operators": lambda root: endurance.operators(root, waiting=100, rounds=2),
+    "endurance": lambda root: endurance.endurance(root, first=200, last=1000),
 }
 
 

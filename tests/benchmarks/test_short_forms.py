@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import measures, measures_dask
+from benchmarks import endurance, measures, measures_dask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,3 +83,27 @@ def test_large_results_from_a_cluster_neither_lag_nor_swell_the_daemon(tmp_path:
     assert figures["daemon_peak_mb"] < 300
     # A loop that has nothing to do is late as well where others keep the machine busy.
     assert figures["loop_lag_p99_ms"] < max(50, 4 * figures["bare_loop_lag_p99_ms"])
+
+
+def test_a_daemon_is_back_at_once_after_a_kill(tmp_path: Path, show: Show) -> None:
+    """1 s with 1,000 waiting on a quiet machine, an interpreter's start included."""
+    figures = show(endurance.restart(tmp_path, waiting=200, rounds=3))
+    assert figures["of_which_inside_s"] < 2.5
+    assert figures["median_s"] < 4 * max(1.0, figures["rampctl_version_s"])
+
+
+def test_an_operator_is_obeyed_at_once_under_load(tmp_path: Path, show: Show) -> None:
+    """200 ms on a quiet machine."""
+    figures = show(endurance.operators(tmp_path, waiting=100, rounds=2))
+    for word in ("cancel", "retry"):
+        assert figures[f"{word}_ms"]["median"] < 400
+
+
+def test_a_daemon_that_runs_for_long_stays_as_it_was(tmp_path: Path, show: Show) -> None:
+    """The same files, threads and tasks, hardly more memory, and little on the disk for each submission."""
+    figures = show(endurance.endurance(tmp_path, first=200, last=1000))
+    assert (figures["status"], figures["scored"], figures["finished_lines"]) == (0, 1000, 1000)
+    growth = figures["growth"]
+    assert (growth["fds"], growth["threads"], growth["tasks"]) == (0, 0, 0)
+    assert growth["rss_mb"] < 4
+    assert figures["state_bytes_each"] < 3000

@@ -17,6 +17,7 @@ from rampd.errors import StoreError, UnknownSubmissionError
 from rampd.models import StepScore
 from rampd.states import SubmissionState
 from rampd.stores import arrivals
+from rampd.stores.directory import TRANSITIONS_KEPT
 from support.store_room import running, until
 
 if TYPE_CHECKING:
@@ -389,3 +390,20 @@ async def test_queued_at_is_the_moment_of_registration(room: StoreRoom) -> None:
     async with room.opened() as store:
         await store.scan()
         assert began <= (await store.get("old")).queued_at <= clock.wall()
+
+
+async def test_a_history_stays_short_and_keeps_every_end(room: StoreRoom) -> None:
+    """A cloud without capacity for a month must not fill the disk; what a submission came to is never dropped."""
+    room.make("one")
+    async with room.opened() as store:
+        await store.scan()
+        ended = await run_to_its_end(store, "one")
+        await store.requeue(ended.id)
+        for _ in range(TRANSITIONS_KEPT):
+            claimed = await store.claim()
+            assert claimed is not None
+            await store.release(claimed.id)
+        states = [state for state, _ in await store.history(ended.id)]
+    assert states[:2] == [SubmissionState.TESTED, SubmissionState.SCORED]
+    assert len(states) == TRANSITIONS_KEPT + 1 + 2
+    assert set(states[2:]) == {SubmissionState.NEW, SubmissionState.SENT_TO_TRAINING}
