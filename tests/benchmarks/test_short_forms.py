@@ -85,18 +85,21 @@ def test_large_results_from_a_cluster_neither_lag_nor_swell_the_daemon(tmp_path:
     assert figures["loop_lag_p99_ms"] < max(50, 4 * figures["bare_loop_lag_p99_ms"])
 
 
+# On a quiet machine `rampctl --version` takes 0.3 s: a busy one is allowed as many times more.
+_QUIET_S = 0.3
+
+
 def test_a_daemon_is_back_at_once_after_a_kill(tmp_path: Path, show: Show) -> None:
     """1 s with 1,000 waiting on a quiet machine, an interpreter's start included."""
     figures = show(endurance.restart(tmp_path, waiting=200, rounds=3))
-    assert figures["of_which_inside_s"] < 2.5
-    assert figures["median_s"] < 4 * max(1.0, figures["rampctl_version_s"])
+    assert figures["median_s"] < 2 * max(1.0, figures["rampctl_version_s"] / _QUIET_S)
 
 
 def test_an_operator_is_obeyed_at_once_under_load(tmp_path: Path, show: Show) -> None:
     """200 ms on a quiet machine."""
-    figures = show(endurance.operators(tmp_path, waiting=100, rounds=2))
-    for word in ("cancel", "retry"):
-        assert figures[f"{word}_ms"]["median"] < 400
+    figures = show(endurance.operators(tmp_path, waiting=100, rounds=5))
+    for word in ("cancel", "retry", "drain", "resume"):
+        assert figures[f"{word}_ms"]["median"] < 200 * max(1.0, figures["rampctl_version_s"] / _QUIET_S)
 
 
 def test_a_daemon_that_runs_for_long_stays_as_it_was(tmp_path: Path, show: Show) -> None:
