@@ -17,6 +17,7 @@ import structlog
 from rampd import clock
 from rampd.announcements import Announcements
 from rampd.backoffs import Backoffs
+from rampd.claims import Claims
 from rampd.conclusion import bound_fields, decide_unrun, persist
 from rampd.errors import StoreError
 from rampd.event import WAKE_FILE
@@ -84,10 +85,9 @@ class Dispatcher:
         """What runs has shutdown_grace to end."""
         self._drained = False
         self._backoffs = Backoffs()
+        self._claims = Claims(self._backoffs)
         self._held: set[str] = set()
         """The ids of the attempts that have a task: what a reclaiming worker leaves alone."""
-        self._unreleased: set[int] = set()
-        """Claimed, but their attempts could not be opened, nor they be put back yet."""
         self._announcements = Announcements(event.journal)
         self._hold = Hold(event, announcements=self._announcements, deciding=self._claiming)
         self._requests = Requests(event, self._runs, announcements=self._announcements)
@@ -288,33 +288,12 @@ class Dispatcher:
 
     async def _claim_and_start(self) -> Submission | None:
         async with self._claiming:
-            await self._release_claims()
             # What was put back is not taken before its attempt has wholly ended: only then is its backoff known, too.
-            # Both at one moment: whatever ends between the two would be in neither.
-            skip = [*self._backoffs.waiting(), *(run.submission.id for run in self._runs.values())]
-            submission = await self.event.store.claim(skip)
-            if submission is None:
-                # Whoever's backoff is over waits no more (cancelled, say, or its folder went): nothing to wake up for.
-                self._backoffs.keep(skip)
+            claimed = await self._claims.next(self.event, busy=[run.submission.id for run in self._runs.values()])
+            if claimed is None:
                 return None
-            try:
-                attempt = await self.event.journal.open_attempt(submission, self.event.settings.worker.worker_type)
-                if self._backoffs.drop(submission.id):
-                    with suppress(StoreError):  # it is over anyway, and the attempt is open already
-                        await self.event.journal.clear_backoff(submission.id)
-            except BaseException:
-                # Nothing has happened outside yet: the row goes back, now or as soon as the store is there again.
-                self._unreleased.add(submission.id)
-                with suppress(StoreError):
-                    await asyncio.shield(self._release_claims())
-                raise
-            self._spawn(submission, attempt)
-            return submission
-
-    async def _release_claims(self) -> None:
-        for submission_id in list(self._unreleased):
-            await self.event.store.release(submission_id)
-            self._unreleased.discard(submission_id)
+            self._spawn(*claimed)
+            return claimed[0]
 
     def _spawn(self, submission: Submission, attempt: Attempt) -> Run:
         orders = Orders()
@@ -372,7 +351,7 @@ class Dispatcher:
         """Say whether nothing is new, settling, queued, in backoff, running or being written (hunger_policy exit)."""
         if self.event.settings.dispatcher.hunger_policy is not HungerPolicy.EXIT:
             return False
-        if self._runs or self._unreleased or self.event.store.settling:
+        if self._runs or self._claims.are_open or self.event.store.settling:
             return False
         if await self.event.journal.pending_requests():
             return False
