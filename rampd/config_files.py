@@ -46,6 +46,12 @@ class ConfigFiles:
         """Whether there is one event for good: what is wrong with it is wrong with the daemon."""
         return self.events_dir is None and len(self.named) == 1
 
+    def deployment_of(self, path: Path) -> Path | None:
+        """Return what relative paths in a config are relative to by its place; None where it implies that itself."""
+        if self.events_dir is None or path in self.named:
+            return None
+        return self.events_dir.absolute().parent
+
     def look(self) -> Mapping[Path, ConfigFile]:
         """Return every config that there is to serve now; those that were named in any case. Blocking."""
         found = {path: _look_at(path) or ConfigFile("") for path in self.named}

@@ -226,7 +226,8 @@ class Daemon:
         """Look at the configs, and say what came of it; by a signal also where nothing did."""
         orders = self._orders
         asked, orders.reload, orders.look = orders.reload, False, False
-        if asked:
+        is_told = asked and self._is_ready
+        if is_told:
             self._notifier.reloading()
         report = await self._roster.look(asked=asked)
         if orders.stop_signals:
@@ -237,7 +238,7 @@ class Daemon:
             asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._want_look)
         if asked or report:
             self._say_reloaded(report, "SIGHUP" if asked else "events_dir")
-        if asked:
+        if is_told:
             self._notifier.ready(await self._status())
         self._activity.set()
 

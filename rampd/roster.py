@@ -168,7 +168,8 @@ class Roster:
         if not asked and not is_new and is_settled:
             return
         try:
-            settings = await asyncio.to_thread(load_settings, entry.path, deployment_dir=self._deployment_dir)
+            root = self._deployment_dir or self._files.deployment_of(entry.path)
+            settings = await asyncio.to_thread(load_settings, entry.path, deployment_dir=root)
         except ConfigError as error:
             if file.is_fresh and not asked and self.has_begun:
                 report.look_again = True  # an editor may not have written all of it yet

@@ -165,8 +165,14 @@ class Service:
 
     async def pulse(self) -> None:
         """Return once it has shown that it moves; see `Dispatcher.pulse`."""
-        if self._dispatcher is not None and not self.has_ended:
-            await self._dispatcher.pulse()
+        if self._dispatcher is None or self._task is None:
+            return
+        feeling = asyncio.ensure_future(self._dispatcher.pulse())
+        try:
+            # Whatever ended it is said elsewhere; it must not keep the others' pings.
+            await asyncio.wait({self._task, feeling}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            feeling.cancel()
 
     async def counts(self) -> Mapping[SubmissionState, int]:
         """Return how many submissions are in each state.

@@ -218,22 +218,30 @@ class ConfigsWatch:
             self._inotify.close()
             self._inotify = None
 
-    def _look_again(self) -> None:
-        """Watch every folder that there is now; one that is watched already stays so (inotify_add_watch(2))."""
+    def _look_again(self) -> bool:
+        """Watch every folder that there is now; say whether one is watched that was not.
+
+        One that is watched already stays so (inotify_add_watch(2), IN_MASK_CREATE).
+        """
         if self._poll:
-            return
+            return False
         if self._inotify is None:
             self._inotify = _watching(self._folder, _CONFIGS | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.ONLYDIR)
         if self._inotify is None:
-            return
+            return False
+        is_new = False
         with suppress(OSError):
             for folder in self._folder.iterdir():
-                with suppress(OSError):  # a file, or gone meanwhile; a rescan comes back to it
+                with suppress(OSError):  # a file, watched already, or gone meanwhile; a rescan comes back to it
                     self._inotify.add_watch(folder, _CONFIGS | Mask.ONLYDIR | Mask.MASK_CREATE)
+                    is_new = True
+        return is_new
 
     async def changed(self) -> None:
         """Return once something may have happened; a polling watch returns at every interval."""
-        self._look_again()
+        was_watching = self._inotify is not None
+        if self._look_again() or (self._inotify is not None and not was_watching):
+            return  # what came into a folder before it was watched made no event
         if self._inotify is None:
             await asyncio.sleep(self._interval_s)
             return

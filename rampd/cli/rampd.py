@@ -92,8 +92,6 @@ def main(
     """
     if not configs and events_dir is None:
         raise click.UsageError("nothing to serve: give --config FILE (once or several times), or --events-dir DIR")
-    if deployment_dir is None and events_dir is not None:
-        deployment_dir = events_dir.absolute().parent
     what = Limits(configs, events_dir, deployment_dir, max_workers)
     if check:
         sys.exit(_check(what))
@@ -120,9 +118,10 @@ def _exit(status: int) -> NoReturn:
 
 def _check(what: Limits) -> int:
     status = 0
-    for config in ConfigFiles(what.configs, what.events_dir).look():
+    files = ConfigFiles(what.configs, what.events_dir)
+    for config in files.look():
         try:
-            settings = load_settings(config, deployment_dir=what.deployment_dir)
+            settings = load_settings(config, deployment_dir=what.deployment_dir or files.deployment_of(config))
         except ConfigError as error:
             _print_problems(error)
             status = EX_CONFIG

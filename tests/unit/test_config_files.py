@@ -68,3 +68,12 @@ def test_one_named_config_is_the_only_one(tmp_path: Path) -> None:
 def test_a_missing_events_dir_has_no_configs(tmp_path: Path) -> None:
     """It may come back."""
     assert ConfigFiles([], tmp_path / "nowhere").look() == {}
+
+
+def test_a_config_in_events_dir_belongs_to_the_deployment_that_holds_it(tmp_path: Path) -> None:
+    """Whatever that folder is called; one that was named implies its own."""
+    path = _config(tmp_path, "one")
+    files = ConfigFiles([tmp_path / "named.yml"], tmp_path / "events")
+    assert files.deployment_of(path) == tmp_path
+    assert files.deployment_of(tmp_path / "named.yml") is None
+    assert ConfigFiles([path]).deployment_of(path) is None
