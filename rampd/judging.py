@@ -78,7 +78,7 @@ def judge_run(job: Job, results: Results, *, staging: Path, config: WorkerConfig
     if results.outcome is None and _failed_before_training(job, results, traceback):
         reason = f"ramp-test failed before it came to the submission: {traceback.rstrip().rpartition(chr(10))[2][:500]}"
         return Verdict(Outcome.PLATFORM_ERROR, run_exit.status, reason=reason, exit=run_exit)
-    if full := _full_disk(job, results, traceback):
+    if results.outcome is None and (full := _full_disk(job, results, traceback)):
         return Verdict(Outcome.PLATFORM_ERROR, run_exit.status, reason=full, exit=run_exit)
     parts = [part for part in (traceback, unkept) if part]
     message = "\n".join(parts) or ramp_test.explain_exit(run_exit, has_output=output is not None)
