@@ -55,8 +55,10 @@ def test_the_commands_have_the_options_that_we_show(command: str) -> None:
 
 def test_the_section_that_is_shown_is_valid() -> None:
     """Who copies it has a valid `worker` section."""
-    (block, *_) = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
-    assert DaskConfig.model_validate(yaml.safe_load(block)["worker"]).n_workers == 4
+    for text in (GUIDE, (ROOT / "README.md").read_text(encoding="utf-8")):
+        blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+        (section,) = (yaml.safe_load(block)["worker"] for block in blocks if "worker_type: dask" in block)
+        assert DaskConfig.model_validate(section).n_workers == 4
 
 
 def test_the_shell_that_is_shown_is_shell(tmp_path: Path) -> None:
