@@ -10,7 +10,7 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from rampd import clock
-from rampd.errors import ResultsError, StoreError, WorkerError
+from rampd.errors import ResultsError, StoreError, SupersededError, WorkerError
 from rampd.files import remove_tree, swap_into_place
 from rampd.states import Outcome, SubmissionState
 
@@ -28,6 +28,8 @@ T = TypeVar("T")
 log = structlog.get_logger("rampd.conclusion")
 
 STAGING_PREFIX = ".rampd-"
+_AFTER_TRAINING = (SubmissionState.SCORED, SubmissionState.TRAINING_ERROR)
+"""What a store lets follow `training` alone."""
 
 
 def staging_dir(event: Event, attempt_id: str) -> Path:
@@ -62,15 +64,26 @@ async def conclude(
     verdict = attempt.verdict
     if verdict is None:
         raise ValueError(f"attempt {attempt.id} is not decided")
+    is_superseded = False
     if attempt.final:
-        await _write_final(event, submission, attempt, verdict)
+        try:
+            await _write_final(event, submission, attempt, verdict)
+        except SupersededError as error:
+            is_superseded = True
+            log.warning("submission.superseded", reason=str(error), outcome=verdict.outcome)
+            await persist(partial(asyncio.to_thread, _remove, [staging_dir(event, attempt.id)]), "predictions")
     else:
         await persist(partial(asyncio.to_thread, _remove, [staging_dir(event, attempt.id)]), "predictions")
         if delay_s > 0:
             await persist(partial(event.journal.set_backoff, submission.id, clock.wall() + delay_s), "a backoff")
         await persist(partial(event.store.release, submission.id), "a submission put back")
     await _tear_down(event, attempt, allocation)
+    if is_superseded:
+        # The daemon whose outcome counts writes the canonical line; none is missing here.
+        await persist(partial(event.journal.mark_announced, [attempt.id]), "an attempt's end")
     await persist(partial(event.journal.close, attempt.id), "an attempt's end")
+    if is_superseded:
+        return
     if attempt.final:
         log.info("submission.finished", **attempt.finished, on_written=announcements.expected(attempt.id))
         return
@@ -89,19 +102,26 @@ async def _write_final(event: Event, submission: Submission, attempt: Attempt, v
     store = event.store
     predictions = event.settings.ramp.predictions_dir / submission.name
     staging = staging_dir(event, attempt.id)
+    max_rss_bytes = verdict.exit.max_rss_bytes if verdict.exit else None
+    await persist(partial(store.confirm, submission.id), "a claim")
+    if submission.state is SubmissionState.SENT_TO_TRAINING and verdict.outcome.final_state in _AFTER_TRAINING:
+        # The store was away while it ran, or the daemon was killed before it could say so.
+        await persist(partial(store.set_training, submission.id), "a state")
     if verdict.outcome is Outcome.OK:
         scores = verdict.scores or {}
         await persist(partial(asyncio.to_thread, _swap, staging, predictions, verdict.output_inode), "predictions")
         if submission.state is not SubmissionState.SCORED:  # it is, after a crash between the scores and the close
             await persist(partial(store.set_tested, submission.id), "a state")
-        await persist(partial(store.set_scored, submission.id, scores), "scores")
+        await persist(partial(store.set_scored, submission.id, scores, max_rss_bytes=max_rss_bytes), "scores")
         log.info("submission.scored", scores=_plain(scores))
         return
     # A final training_error leaves no predictions behind, an older attempt's neither.
     state = verdict.outcome.final_state
     stale = [staging, predictions] if state is SubmissionState.TRAINING_ERROR else [staging]
     await persist(partial(asyncio.to_thread, _remove, stale), "predictions")
-    await persist(partial(store.set_failed, submission.id, state, _shown(verdict)), "a state")
+    await persist(
+        partial(store.set_failed, submission.id, state, _shown(verdict), max_rss_bytes=max_rss_bytes), "a state"
+    )
 
 
 def _plain(scores: Scores) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from rampd.yaml_document import read_yaml
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from rampd.board_config import BoardSettings
+
 _FOLDERS = ("submissions_dir", "predictions_dir", "logs_dir")
 _LEGACY = {
     "hooks": "nothing; what an instance needs belongs into its image",
@@ -77,6 +79,8 @@ class Settings:
     dispatcher: DispatcherSettings
     worker: WorkerConfig
     warnings: tuple[str, ...] = ()
+    board: BoardSettings | None = None
+    """The RAMP board whose database is the store (--database-config); None: the embedded store."""
 
     def masked(self) -> dict[str, Any]:
         """Return the settings for people to see: secrets and environment values are hidden."""
@@ -91,6 +95,7 @@ class Settings:
             "ramp": {name: _shown(getattr(self.ramp, name)) for name in RampSettings.__slots__},
             "dispatcher": {name: _shown(getattr(self.dispatcher, name)) for name in DispatcherSettings.__slots__},
             "worker": worker,
+            **({"board": self.board.masked()} if self.board is not None else {}),
         }
 
 

@@ -51,6 +51,14 @@ class StoreError(RampdError):
     """The submission store or the journal could not be read or written. What was not written is tried again."""
 
 
+class SupersededError(RampdError):
+    """Another daemon has claimed the submission since: its outcome counts, this one's is dropped."""
+
+    def __init__(self, submission: str) -> None:
+        super().__init__(f"{submission} was claimed by another daemon meanwhile; its outcome counts")
+        self.submission = submission
+
+
 class JournalCorruptError(RampdError):
     """The journal's or the store's file is damaged; it must be restored or moved away by a person."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rampd import ramp_test
+from rampd.board_config import board_of_process, load_board
 from rampd.config import Settings, load_config
 from rampd.errors import StoreError
 from rampd.journal import Journal
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from rampd.board_config import BoardSettings
     from rampd.models import Attempt, Submission
     from rampd.stores.base import SubmissionStore
     from rampd.workers.base import Allocation
@@ -31,14 +33,28 @@ WAKE_FILE = "wake"
 
 
 def load_settings(path: Path, *, deployment_dir: Path | None = None) -> Settings:
-    """Read one event's config with the installed workers' models.
+    """Read one event's config with the installed workers' models, and the board's where this process was given one.
+
+    Parameters
+    ----------
+    path
+        The event's config.
+    deployment_dir
+        What its relative paths are relative to; None for the place that it implies. With a board, a config that is
+        not at `events/<event>/config.yml` implies the folder of the board's, as for RAMP's own dispatcher.
 
     Raises
     ------
     ConfigError
         With every problem of the file.
     """
-    return load_config(path, worker_models=worker_model, deployment_dir=deployment_dir)
+    given = board_of_process.get()
+    if given is None:
+        return load_config(path, worker_models=worker_model, deployment_dir=deployment_dir)
+    if deployment_dir is None and path.absolute().parent.parent.name != "events":
+        deployment_dir = given.database_config.absolute().parent
+    settings = load_config(path, worker_models=worker_model, deployment_dir=deployment_dir)
+    return replace(settings, board=load_board(given.database_config, python=given.python))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,7 @@ class Event:
         make_folders(self.settings)
         await self.journal.open(stack)
         await self.store.open(stack)
+        await self.store.prepare()
         await self.worker.open(stack)
 
     def reloaded(self, settings: Settings) -> Event:
@@ -109,6 +126,8 @@ class Event:
 def build_store(settings: Settings) -> SubmissionStore:
     """Return the event's store, not yet opened."""
     ramp, dispatcher = settings.ramp, settings.dispatcher
+    if settings.board is not None:
+        return _build_board_store(settings, settings.board)
     return DirectoryStore(
         dispatcher.state_dir / STORE_FILE,
         submissions_dir=ramp.submissions_dir,
@@ -117,6 +136,26 @@ def build_store(settings: Settings) -> SubmissionStore:
         sandbox_dir=ramp.sandbox_dir,
         settle_time_s=dispatcher.settle_time,
         read_scores=ramp_test.read_scores,
+    )
+
+
+def _build_board_store(settings: Settings, board: BoardSettings) -> SubmissionStore:
+    """Return the store on a RAMP board; its libraries are the extra rampd[board], imported here alone."""
+    try:
+        from rampd.stores.board_leaderboards import Leaderboards  # noqa: PLC0415 -- only where there is a board
+        from rampd.stores.rampboard import RampBoardStore  # noqa: PLC0415 -- as above
+    except ModuleNotFoundError as error:
+        raise StoreError(
+            f"--database-config needs {error.name}, which is not installed; pip install 'rampd[board]'"
+        ) from error
+    event_name = settings.ramp.event_name
+    return RampBoardStore(
+        board.database,
+        event_name=event_name,
+        submissions_dir=settings.ramp.submissions_dir,
+        predictions_dir=settings.ramp.predictions_dir,
+        state_dir=settings.dispatcher.state_dir,
+        leaderboards=Leaderboards(board.database, event_name=event_name, python=board.python),
     )
 
 

@@ -16,6 +16,7 @@ This is the one state diagram of the house::
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
@@ -24,10 +25,10 @@ import structlog
 
 from rampd import clock, judging
 from rampd.conclusion import conclude, finished_fields, persist, staging_dir
-from rampd.errors import StoreError, WorkerError, WorkerSetupError
+from rampd.errors import StoreError, SupersededError, WorkerError, WorkerSetupError
 from rampd.models import Verdict
 from rampd.orders import Order, OrderedError
-from rampd.states import Outcome, Step
+from rampd.states import Outcome, Step, SubmissionState
 
 if TYPE_CHECKING:
     from rampd.announcements import Announcements
@@ -42,6 +43,8 @@ _LATE_S = 0.05
 """Later than this a deadline is only noticed by a process that stood still, or that took a run over."""
 _HEARING_S = 5.0
 """How long such a process waits, at most, for word of a run that ended meanwhile."""
+_TELL_S = 5.0
+"""For how long a run that has ended waits for the store to hear that it had begun; then the outcome says so first."""
 _LONGEST_NAP_S = 30.0
 """asyncio's timers stand still while the machine sleeps, CLOCK_BOOTTIME does not: look again at least so often."""
 
@@ -87,6 +90,8 @@ class _Progress:
     hold: WorkerSetupError | None = None
     was_taken_over: bool = False
     """Whether an earlier daemon launched the run."""
+    is_told: bool = False
+    """Whether the store says `training`."""
 
 
 async def attempt_submission(
@@ -150,7 +155,7 @@ async def attempt_submission(
     )
     await conclude(
         event,
-        submission,
+        replace(submission, state=SubmissionState.TRAINING) if progress.is_told else submission,
         decided,
         announcements=announcements,
         allocation=progress.allocation,
@@ -217,12 +222,19 @@ async def _run(event: Event, progress: _Progress) -> None:
         progress.allocation = allocation = await orders.obeyed(worker.launch_submission(job, allocation))
         progress.attempt = await journal.record_launch(attempt.id, allocation.model_dump_json())
         log.info("submission.started", **allocation.whereabouts())
-    # A run that was taken over as well: the last daemon may have been killed before it said so.
-    await event.store.set_training(job.submission_id)
+    # A run that was taken over as well: the last daemon may have been killed before it said so. A store that is away
+    # keeps nobody from running.
+    telling = asyncio.ensure_future(persist(partial(event.store.set_training, job.submission_id), "a state"))
     try:
         await _wait(event, progress, allocation)
+        await asyncio.wait({telling}, timeout=_TELL_S)
     finally:
         progress.timings.run_s = _running_for_s(progress.attempt)
+        telling.cancel()
+        await asyncio.wait({telling})
+        progress.is_told = not telling.cancelled() and telling.exception() is None
+    with suppress(asyncio.CancelledError, SupersededError):  # then the outcome is told, or is not wanted
+        telling.result()
 
 
 async def _wait(event: Event, progress: _Progress, allocation: Allocation) -> None:

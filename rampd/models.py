@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rampd.states import Outcome, Step, SubmissionState
@@ -42,6 +42,26 @@ class StepScore:
 
 Scores = dict[str, dict[str, StepScore]]
 """score type -> step (train, valid, test) -> its figures; test is missing where there is no test set."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldFigures:
+    """What ramp-test measured on one fold. What a kit without a test set has not is missing."""
+
+    scores: Mapping[str, Mapping[str, float]]
+    """score type -> step (train, valid, test) -> value."""
+    times_s: Mapping[str, float]
+    """step -> seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Everything that a training_output says in numbers."""
+
+    folds: Sequence[FoldFigures]
+    """In the order of their numbers."""
+    bags: Mapping[str, Mapping[str, Sequence[float]]]
+    """score type -> step (valid, test) -> the score of each bag; the last one counts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,12 +85,16 @@ class Requests:
             verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
             await decide_unrun(self.event, submission, verdict, announcements=self._announcements)
             return True, "it was waiting and will not run"
+        if not submission.state.is_final:
+            return False, f"another daemon runs it ({submission.state}); ask there"
         return False, f"it has ended already ({submission.state})"
 
     async def _retry(self, name: str) -> tuple[bool, str]:
         if self._running(name) is not None:
             return False, "it is running; cancel it first, or wait for its end"
         submission = await self.event.store.get(name)
+        if submission.state is not SubmissionState.NEW and not submission.state.is_final:
+            return False, f"another daemon runs it ({submission.state}); cancel it there, or wait for its end"
         folder = self.event.store.submission_dir(submission)
         if not await asyncio.to_thread(folder.is_dir):
             return False, f"its folder is gone ({folder}): hand it in again"

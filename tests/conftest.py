@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import subprocess
@@ -18,7 +19,9 @@ from pytest_asyncio import is_async_test
 
 from rampd.demo import deployment, environment
 from rampd.logs import pipeline, problems_of
+from support.board import Board, make_template
 from support.leaks import Snapshot, adopt_orphans, unfinished_tasks
+from support.postgres import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     Record = dict[str, Any]
 
 _ROOT = Path(__file__).parent.parent
+_boards = itertools.count(1)
 _ON_UVLOOP = ("integration", "acceptance", "benchmarks")
 
 
@@ -54,6 +58,8 @@ def orphans_are_ours() -> None:
     adopt_orphans()
     # looptime asks for the present loop before every test; asyncio would make one for the first, and keep it.
     asyncio.set_event_loop(None)
+    # libuv keeps a pipe for good from its first loop on.
+    uvloop.new_event_loop().close()
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +152,19 @@ def dask_environment() -> Path:
         subprocess.run(pip, check=True)
         (prefix / wanted).touch()
     return prefix
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """Give a PostgreSQL with a board that tests copy; it runs until the last test."""
+    with PostgresServer() as server:
+        make_template(server, tmp_path_factory.mktemp("board"))
+        yield server
+
+
+@pytest.fixture
+def board(nothing_left_over: None, postgres: PostgresServer, tmp_path: Path) -> Iterator[Board]:
+    """Give a board of the test's own, with two teams and nothing but their sandboxes in it."""
+    made = Board(postgres, tmp_path / "board", f"board_{next(_boards)}")
+    yield made
+    made.drop()

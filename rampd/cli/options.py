@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from rampd.cli import output
+from rampd.cli.board_options import board
 from rampd.errors import ConfigError, LockedError, RampdError, SubmissionRefusedError, UnknownSubmissionError
 from rampd.event import load_settings
 from rampd.exit_statuses import EX_CONFIG, EX_FAILED, EX_INTERRUPTED, EX_TEMPFAIL, EX_USAGE
@@ -42,6 +43,7 @@ def event(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="DIR",
         help="What relative paths in the config are relative to. [default: the folder that holds events/]",
     )
+    @board
     @functools.wraps(command)
     def wrapper(*, config: Path, deployment_dir: Path | None, **arguments: Any) -> Any:
         return command(load_settings(config, deployment_dir=deployment_dir), **arguments)

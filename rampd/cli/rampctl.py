@@ -21,6 +21,7 @@ _COMMANDS = {
     "run": "working",
     "check": "working",
     "env": "working",
+    "board": "boarding",
     "schema": "working",
     "demo": "working",
     "drain": "asking",

@@ -17,6 +17,7 @@ import uvloop
 
 import rampd
 from rampd import logs
+from rampd.cli.board_options import board
 from rampd.config_files import ConfigFiles
 from rampd.daemon import Limits, serve
 from rampd.errors import ConfigError, LockedError
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="The lowest level that is written.",
 )
+@board
 @click.option("--check", is_flag=True, help="Validate, print the resolved settings with secrets masked, and exit.")
 @click.version_option(rampd.__version__, prog_name="rampd")
 def main(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from rampd.logs.catalogue_of_board import BOARD_RECORDS
 from rampd.logs.catalogue_of_workers import WORKER_RECORDS
 from rampd.logs.specs import ERROR, OUTCOMES, EventSpec, flag, mapping, number, text, texts, whole
 from rampd.states import Outcome, SubmissionState
@@ -147,6 +148,7 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
                     "escaping_link",
                     "hard_link",
                     "link",
+                    "no_folder",
                     "not_a_folder",
                     "sandbox",
                     "special_file",
@@ -239,6 +241,7 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
         },
     ),
     "log": EventSpec("warning", "Another library's record.", {"message": text("what it says")}),
+    **BOARD_RECORDS,
     **WORKER_RECORDS,
 }
 """Every record that rampd writes, by name."""

@@ -71,7 +71,7 @@ async def ask(settings: Settings, kind: RequestKind, names: Sequence[str]) -> li
 async def _make_sure_of(settings: Settings, files: OpenFiles, name: str) -> None:
     with suppress(SubmissionRefusedError):
         check_name(name)
-        if (settings.ramp.submissions_dir / name).is_dir():
+        if settings.board is None and (settings.ramp.submissions_dir / name).is_dir():
             return
     if files.store is None:
         raise UnknownSubmissionError(name)
@@ -133,6 +133,8 @@ async def submit(settings: Settings, folder: Path, name: str, *, replace: bool) 
     StoreError
         It cannot be written.
     """
+    if settings.board is not None:
+        raise RampdError("submissions to this event arrive through ramp-frontend; submit it there")
     try:
         check_name(name)
     except SubmissionRefusedError as refusal:

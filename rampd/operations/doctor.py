@@ -12,6 +12,7 @@ from rampd import ramp_test
 from rampd.errors import RampdError
 from rampd.event import STORE_FILE, build_store, build_worker
 from rampd.models import Finding
+from rampd.operations.board import examine_board
 from rampd.state_lock import is_held
 from rampd.stores.adoption import find_adoption
 from rampd.stores.directory import DirectoryStore
@@ -39,7 +40,10 @@ async def examine(settings: Settings) -> list[Finding]:
     findings += _folders(settings)
     findings.append(_daemon(settings))
     findings += [finding async for finding in _worker(settings)]
-    findings.append(await _adoption(settings))
+    if settings.board is not None:
+        findings += await examine_board(settings, settings.board)
+    else:
+        findings.append(await _adoption(settings))
     return findings
 
 
@@ -102,7 +106,7 @@ async def _worker(settings: Settings) -> AsyncIterator[Finding]:
 
 async def _adoption(settings: Settings) -> Finding:
     store = build_store(settings)
-    if not isinstance(store, DirectoryStore):
+    if not isinstance(store, DirectoryStore):  # a plug-in's, or a board's: looked at by `examine_board`
         return Finding("store", is_ok=True, detail=type(store).__name__)
     if (settings.dispatcher.state_dir / STORE_FILE).exists():
         try:
@@ -117,7 +121,7 @@ async def _adoption(settings: Settings) -> Finding:
 
 def first_start(settings: Settings) -> str:
     """Say what a very first start takes over from another dispatcher; empty where there is nothing. Blocking."""
-    if (settings.dispatcher.state_dir / STORE_FILE).exists():
+    if settings.board is not None or (settings.dispatcher.state_dir / STORE_FILE).exists():
         return ""
     ramp = settings.ramp
     adoption = find_adoption(

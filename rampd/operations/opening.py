@@ -44,7 +44,9 @@ async def opened(settings: Settings, *, create: bool = False) -> AsyncIterator[O
     """
     state_dir = settings.dispatcher.state_dir
     async with AsyncExitStack() as stack:
-        store = build_store(settings) if (state_dir / STORE_FILE).exists() else None
+        # A board is there before any daemon is; the embedded store is made by the first one.
+        is_there = settings.board is not None or (state_dir / STORE_FILE).exists()
+        store = build_store(settings) if is_there else None
         if store is not None:
             await store.open(stack)
         journal = build_journal(settings)

@@ -214,7 +214,12 @@ def _where(attempt: LatestAttempt) -> Mapping[str, Any]:
 
 
 def _unseen(settings: Settings, known: set[str]) -> list[str]:
-    """Return the names of folders that are submissions to all appearances and that no daemon has looked at yet."""
+    """Return the names of folders that are submissions to all appearances and that no daemon has looked at yet.
+
+    On a board there are none: its rows alone say what a submission is.
+    """
+    if settings.board is not None:
+        return []
     found: list[tuple[float, str]] = []
     try:
         with os.scandir(settings.ramp.submissions_dir) as entries:

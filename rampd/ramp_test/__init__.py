@@ -5,7 +5,13 @@ Nothing here trusts what it reads: the files were written by a participant's pro
 
 from rampd.ramp_test.command import argv
 from rampd.ramp_test.messages import end_of_log, error_message, explain_exit, shown_message, timeout_message
-from rampd.ramp_test.training_output import check_training_output, keep_training_output, read_scores
+from rampd.ramp_test.training_output import (
+    check_training_output,
+    keep_training_output,
+    read_figures,
+    read_scores,
+    summarize,
+)
 
 __all__ = [
     "argv",
@@ -14,7 +20,9 @@ __all__ = [
     "error_message",
     "explain_exit",
     "keep_training_output",
+    "read_figures",
     "read_scores",
     "shown_message",
+    "summarize",
     "timeout_message",
 ]

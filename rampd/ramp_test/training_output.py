@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from rampd.copying import UnsafeTreeError, is_of_this_machine, move_tree, secure_tree
 from rampd.errors import BadResultsError, IncompleteResultsError, ResultsError
 from rampd.files import remove_tree
-from rampd.models import StepScore
+from rampd.models import Figures, FoldFigures, StepScore
 from rampd.ramp_test.npz import check_npz
 
 if TYPE_CHECKING:
@@ -84,12 +84,38 @@ def check_training_output(folder: Path) -> Scores:
     folds = [_check_fold(folder / f"fold_{number}") for number in numbers]
     if any(set(fold) != set(folds[0]) or _steps(fold) != _steps(folds[0]) for fold in folds):
         raise BadResultsError("the folds of training_output have different scores.")
-    return _summarize(folds, _read_bagged(folder / "bagged_scores.csv"))
+    return _summarize(folds, _last_bags(_read_bags(folder / "bagged_scores.csv")))
 
 
 def read_scores(folder: Path) -> Scores:
     """Return the scores of predictions that were kept before (by any dispatcher); see `check_training_output`."""
     return check_training_output(folder)
+
+
+def read_figures(folder: Path) -> Figures:
+    """Return everything that predictions which were checked before say in numbers: folds, times and all bags.
+
+    Raises
+    ------
+    BadResultsError
+        They are not what was checked.
+    """
+    folds: list[FoldFigures] = []
+    while (fold := folder / f"fold_{len(folds)}").is_dir():
+        scores = _read_fold_scores(fold / "scores.csv", fold.name)
+        times_s = {
+            step: _number(_read_text(path, fold.name), f"{fold.name}/{path.name}")
+            for step in _STEPS
+            if (path := fold / f"{step}_time").is_file()
+        }
+        folds.append(FoldFigures(scores, times_s))
+    if not folds:
+        raise IncompleteResultsError("training_output has no fold.")
+    bags: dict[str, dict[str, list[float]]] = {}
+    for bag in sorted(_read_bags(folder / "bagged_scores.csv"), key=lambda bag: bag.number):
+        for name, value in bag.values.items():
+            bags.setdefault(name, {}).setdefault(bag.step, []).append(value)
+    return Figures(folds, bags)
 
 
 _Fold = dict[str, dict[str, float]]
@@ -139,26 +165,29 @@ def _read_fold_scores(path: Path, where: str) -> _Fold:
 
 @dataclass(frozen=True, slots=True)
 class _Bag:
+    step: str
     number: float
-    value: float
+    values: dict[str, float]
 
 
-def _read_bagged(path: Path) -> dict[tuple[str, str], _Bag]:
-    """Return the last bag's value by score and step."""
+def _read_bags(path: Path) -> list[_Bag]:
     header, rows = _read_table(path, "training_output")
     if header[:2] != ["step", "n_bag"]:
         raise BadResultsError("bagged_scores.csv has no bags.")
-    last: dict[tuple[str, str], _Bag] = {}
+    bags = []
     for row in rows:
         number = _number(row[1], "bagged_scores.csv")
         if not math.isfinite(number):
             raise BadResultsError(f"bagged_scores.csv has {row[1][:40]!r} where a number belongs.")
-        for name, text in zip(header[2:], row[2:], strict=True):
-            value = _number(text, "bagged_scores.csv")
-            key = (name, row[0])
-            if key not in last or number >= last[key].number:
-                last[key] = _Bag(number, value)
-    return last
+        values = {name: _number(text, "bagged_scores.csv") for name, text in zip(header[2:], row[2:], strict=True)}
+        bags.append(_Bag(row[0], number, values))
+    return bags
+
+
+def _last_bags(bags: list[_Bag]) -> dict[tuple[str, str], float]:
+    """Return the last bag's value by score and step."""
+    ordered = sorted(bags, key=lambda bag: bag.number)
+    return {(name, bag.step): value for bag in ordered for name, value in bag.values.items()}
 
 
 def _read_table(path: Path, where: str) -> tuple[list[str], list[list[str]]]:
@@ -195,17 +224,22 @@ def _number(text: str, where: str) -> float:
         raise BadResultsError(f"{where} has {text.strip()[:40]!r} where a number belongs.") from error
 
 
-def _summarize(folds: list[_Fold], bagged: dict[tuple[str, str], _Bag]) -> Scores:
+def _summarize(folds: list[_Fold], bagged: dict[tuple[str, str], float]) -> Scores:
     scores: Scores = {}
     for name in folds[0]:
         scores[name] = {}
         for step in _STEPS:
             if step not in folds[0][name]:
                 continue
-            mean, std = _mean_std([fold[name][step] for fold in folds])
             bag = bagged.get((name, step)) if step != "train" else None
-            scores[name][step] = StepScore(mean, std, bag.value if bag else None)
+            scores[name][step] = summarize([fold[name][step] for fold in folds], bag)
     return scores
+
+
+def summarize(values: list[float], bagged: float | None) -> StepScore:
+    """Return what the folds' values of one score at one step come to."""
+    mean, std = _mean_std(values)
+    return StepScore(mean, std, bagged)
 
 
 def _mean_std(values: list[float]) -> tuple[float, float]:

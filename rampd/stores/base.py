@@ -34,6 +34,11 @@ class SubmissionStore(ABC):
     changed: asyncio.Event
     scanned: asyncio.Event
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the event is open, as far as the store knows: one that has closed is drained under --events-dir."""
+        return True
+
     @abstractmethod
     async def open(self, stack: AsyncExitStack) -> None:
         """Open the database; register its closing on `stack`. Nothing is watched yet.
@@ -47,6 +52,15 @@ class SubmissionStore(ABC):
     def reconfigure(self, *, settle_time_s: float) -> None:  # noqa: B027 -- nothing to do is the rule
         """Use other settings from now on; a store whose submissions do not settle has none."""
 
+    async def prepare(self) -> None:  # noqa: B027 -- most stores need nothing more than to be open
+        """Make ready to claim and to write, once it is open: what a look from outside (rampctl) does not do.
+
+        Raises
+        ------
+        StoreError
+            It cannot be written, or belongs to another daemon.
+        """
+
     @abstractmethod
     async def watch(self) -> None:
         """Find submissions as they arrive, for ever: a task of the dispatcher's. The first full scan comes first."""
@@ -59,7 +73,8 @@ class SubmissionStore(ABC):
     async def claim(self, skip: Collection[int] = ()) -> Submission | None:
         """Take the oldest `new` submission whose id is not in `skip`: `new` -> `sent_to_training`, atomically.
 
-        A submission whose folder has gone is forgotten and the next one is looked at.
+        A submission whose folder has gone is forgotten (where the store may: else passed over) and the next one is
+        looked at.
         """
 
     @abstractmethod
@@ -87,6 +102,15 @@ class SubmissionStore(ABC):
     async def release_unheld(self, held: Collection[int]) -> Sequence[Submission]:
         """Put whatever is `sent_to_training` or `training` and not in `held` back to `new`, and return it."""
 
+    async def confirm(self, submission_id: int) -> None:  # noqa: B027 -- most stores have one daemon, and nothing to do
+        """Make sure that a submission is still this daemon's, before anything outside the store is written for it.
+
+        Raises
+        ------
+        SupersededError
+            Another daemon has claimed it since. The writes below raise it, too, `release` apart.
+        """
+
     @abstractmethod
     async def set_training(self, submission_id: int) -> None:
         """Say that the submission's process exists."""
@@ -96,11 +120,13 @@ class SubmissionStore(ABC):
         """Say that its output lies in predictions_dir."""
 
     @abstractmethod
-    async def set_scored(self, submission_id: int, scores: Scores) -> None:
-        """Keep its scores and say `scored`, in one transaction."""
+    async def set_scored(self, submission_id: int, scores: Scores, *, max_rss_bytes: int | None = None) -> None:
+        """Keep its scores and say `scored`, in one transaction; its peak memory too, where there is a place for it."""
 
     @abstractmethod
-    async def set_failed(self, submission_id: int, state: SubmissionState, error_msg: str) -> None:
+    async def set_failed(
+        self, submission_id: int, state: SubmissionState, error_msg: str, *, max_rss_bytes: int | None = None
+    ) -> None:
         """Say `training_error` or `checking_error`, with the message a participant may see. Drops older scores."""
 
     @abstractmethod

@@ -325,12 +325,16 @@ class DirectoryStore(SubmissionStore):
         """Say `tested`."""
         await self._move(submission_id, SubmissionState.TESTED)
 
-    async def set_scored(self, submission_id: int, scores: Scores) -> None:
+    async def set_scored(self, submission_id: int, scores: Scores, *, max_rss_bytes: int | None = None) -> None:
         """Keep scores and say `scored`, at once."""
+        del max_rss_bytes
         await self._move(submission_id, SubmissionState.SCORED, scores=dump_scores(scores))
 
-    async def set_failed(self, submission_id: int, state: SubmissionState, error_msg: str) -> None:
+    async def set_failed(
+        self, submission_id: int, state: SubmissionState, error_msg: str, *, max_rss_bytes: int | None = None
+    ) -> None:
         """Say that it failed, and why; drops older scores."""
+        del max_rss_bytes
         await self._move(submission_id, state, error_msg)
 
     async def requeue(self, submission_id: int) -> None:

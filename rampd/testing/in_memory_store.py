@@ -160,12 +160,16 @@ class InMemoryStore(SubmissionStore):
         """Say `tested`."""
         self._move(submission_id, SubmissionState.TESTED)
 
-    async def set_scored(self, submission_id: int, scores: Scores) -> None:
+    async def set_scored(self, submission_id: int, scores: Scores, *, max_rss_bytes: int | None = None) -> None:
         """Keep scores and say `scored`."""
+        del max_rss_bytes
         self._move(submission_id, SubmissionState.SCORED, scores=scores)
 
-    async def set_failed(self, submission_id: int, state: SubmissionState, error_msg: str) -> None:
+    async def set_failed(
+        self, submission_id: int, state: SubmissionState, error_msg: str, *, max_rss_bytes: int | None = None
+    ) -> None:
         """Say that it failed, and why."""
+        del max_rss_bytes
         self._move(submission_id, state, error_msg)
 
     async def requeue(self, submission_id: int) -> None:

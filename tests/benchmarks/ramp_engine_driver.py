@@ -60,6 +60,7 @@ CREATE TRIGGER benchmark_note_end AFTER UPDATE OF state ON submissions
 _PROBLEM_NAME = "iris"
 _EVENT_NAME = "iris_benchmark"
 _USER = "participant"
+_OLD = "old"
 
 
 def main() -> None:
@@ -70,11 +71,12 @@ def main() -> None:
     parser.add_argument("--database-user", required=True)
     parser.add_argument("--submissions", type=int, required=True)
     parser.add_argument("--workers", type=int, required=True)
+    parser.add_argument("--scored", type=int, default=0, help="how many more are scored already")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
 
     config, event_config = write_deployment(arguments.deployment, arguments.socket_dir, arguments.database_user)
-    fill(config, event_config, arguments.submissions)
+    fill(config, event_config, arguments.submissions, arguments.scored)
     json.dump(serve(config, event_config, arguments.workers), sys.stdout)
 
 
@@ -108,8 +110,20 @@ def write_deployment(deployment: Path, socket_dir: str, database_user: str) -> t
     return str(config), str(event_config)
 
 
-def fill(config: str, event_config: str, n_submissions: int) -> None:
-    """Make one event with one user, whose team has `n_submissions` submissions in state new."""
+def _score(submission: Any) -> None:
+    """Make a submission one that was scored before."""
+    submission.set_state("scored")
+    for fold in submission.on_cv_folds:
+        fold.train_time = fold.valid_time = fold.test_time = 0.01
+        for score in fold.scores:
+            score.train_score = score.valid_score = score.test_score = 0.5
+    for score in submission.scores:
+        score.valid_score_cv_bag = score.test_score_cv_bag = 0.5
+        score.valid_score_cv_bags = score.test_score_cv_bags = [0.5, 0.5]
+
+
+def fill(config: str, event_config: str, n_submissions: int, n_scored: int) -> None:
+    """Make one event with one user, whose team has submissions in state new, and others that are scored already."""
     from ramp_database.tools import database, event, submission, team, user  # noqa: PLC0415 -- in its environment only
     from ramp_database.utils import session_scope  # noqa: PLC0415
     from ramp_utils import generate_ramp_config, read_config  # noqa: PLC0415
@@ -129,6 +143,8 @@ def fill(config: str, event_config: str, n_submissions: int) -> None:
         # An admin need not wait between two submissions.
         user.add_user(session, _USER, "password", "Last", "First", "participant@example.org", access_level="admin")
         team.sign_up_team(session, _EVENT_NAME, _USER)
+        for number in range(n_scored):
+            _score(submission.add_submission(session, _EVENT_NAME, _USER, f"{_OLD}{number:05d}", starting_kit))
         for number in range(n_submissions):
             submission.add_submission(session, _EVENT_NAME, _USER, f"s{number:05d}", starting_kit)
         session.connection().exec_driver_sql(_NOTE_ENDS.replace("%", "%%"))
@@ -157,7 +173,7 @@ def serve(config: str, event_config: str, n_workers: int) -> dict[str, Any]:
         connection = session.connection()
         ended = connection.exec_driver_sql("SELECT max(ended_at) FROM benchmark_ends").scalar()
         states = connection.exec_driver_sql(
-            "SELECT state::text, count(*) FROM submissions WHERE name <> 'starting_kit' GROUP BY state"
+            "SELECT state::text, count(*) FROM submissions WHERE name LIKE 's0%%' GROUP BY state"
         ).fetchall()
     return {"begun": begun, "ended": ended, "states": dict(states)}
 

@@ -13,6 +13,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -55,7 +56,7 @@ def available() -> str | None:
     return _build_environment()
 
 
-def measure(root: Path, *, n_submissions: int, n_workers: int, ramp_test: Path) -> dict[str, float]:
+def measure(root: Path, *, n_submissions: int, n_workers: int, ramp_test: Path, n_scored: int = 0) -> dict[str, float]:
     """Measure the dispatcher on submissions that all wait when it is launched.
 
     Parameters
@@ -68,6 +69,8 @@ def measure(root: Path, *, n_submissions: int, n_workers: int, ramp_test: Path) 
         How many may run at a time.
     ramp_test
         What runs as the environment's ramp-test; it must save two folds with the scores acc and nll.
+    n_scored
+        How many further submissions of the event are scored before.
 
     Returns
     -------
@@ -91,10 +94,11 @@ def measure(root: Path, *, n_submissions: int, n_workers: int, ramp_test: Path) 
     conda.chmod(0o755)
     with _postgresql(logs / "postgresql.log") as (socket_dir, database_user):
         command = [
-            *(str(_python()), "-I", str(_DRIVER), "--deployment", str(deployment), "--socket-dir", str(socket_dir)),
+            *(str(python()), "-I", str(_DRIVER), "--deployment", str(deployment), "--socket-dir", str(socket_dir)),
             *("--database-user", database_user, "--submissions", str(n_submissions), "--workers", str(n_workers)),
+            *("--scored", str(n_scored)),
         ]
-        found = _run_driver(command, logs, tools, timeout_s=60 + 10 * n_submissions)
+        found = _run_driver(command, logs, tools, timeout_s=60 + 10 * n_submissions + 2 * n_scored)
     if found["states"] != {"scored": n_submissions}:
         raise RuntimeError(f"ramp-engine left the submissions as {found['states']}; see {logs}")
     seconds = found["ended"] - found["begun"]
@@ -218,8 +222,15 @@ def _environment() -> Path:
     return Path(os.environ.get("RAMPD_BENCH_RAMP_ENGINE") or _REPOSITORY / ".venv-ramp-engine").absolute()
 
 
-def _python() -> Path:
+def python() -> Path:
+    """Return the interpreter of the rival's environment; once `available`, it can import ramp_database."""
     return _environment() / "bin" / "python"
+
+
+def problem() -> str:
+    """Return the rival's problem.py: as many folds, and the same scores, as the stub's training_output has."""
+    (text,) = re.findall(r'_PROBLEM = """(.*?)"""', _DRIVER.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return str(text)
 
 
 def _build_environment() -> str | None:
@@ -229,7 +240,7 @@ def _build_environment() -> str | None:
     interpreter = _interpreter()
     if interpreter is None:
         return "numpy 1 and ramp-engine need a Python 3.11 or 3.12 with venv, and there is none in PATH"
-    install = [str(_python()), "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *_REQUIREMENTS]
+    install = [str(python()), "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *_REQUIREMENTS]
     for command in ([interpreter, "-m", "venv", str(_environment())], install):
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_BUILD_TIMEOUT_S)
@@ -250,7 +261,7 @@ def _is_complete() -> bool:
         "assert all(map(find_spec, ('boto3', 'pandas', 'psycopg2', 'bcrypt', 'yaml')))"
     )
     with suppress(OSError):
-        return subprocess.run([_python(), "-I", "-c", question], check=False, capture_output=True).returncode == 0
+        return subprocess.run([python(), "-I", "-c", question], check=False, capture_output=True).returncode == 0
     return False
 
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
+
+from rampd.board_config import SqlalchemySection
+from rampd.models import Figures, FoldFigures
+from rampd.states import SubmissionState
 from rampd.stores.directory import DirectoryStore
+from rampd.stores.rampboard import RampBoardStore
 from rampd.testing import InMemoryStore, StoreContract
+from rampd.testing.stores import SCORES
+from support.board import EVENT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from rampd.stores.base import SubmissionStore
+    from support.board import Board
 
 
 class TestInMemoryStore(StoreContract):
@@ -54,3 +63,84 @@ class TestDirectoryStore(StoreContract):
         folder.mkdir()
         (folder / "estimator.py").touch()
         await store.scan()
+
+
+class ByTitle(RampBoardStore):
+    """The board's store, but a submission's name is its title in the board: the contract's names are no numbers."""
+
+    titles: dict[int, str]
+
+    def _name_of(self, submission_id: int) -> str:
+        return self.titles[submission_id]
+
+    def _id_of(self, name: str) -> int | None:
+        return next((number for number, title in self.titles.items() if title == name), None)
+
+
+def _figures(_: Path) -> Figures:
+    """Return the folds and bags whose summary is the contract's SCORES, as far as a fold can have it."""
+    folds = [{name: {step: one.mean for step, one in steps.items()} for name, steps in SCORES.items()}]
+    bags = {
+        name: {step: [one.bagged] for step, one in steps.items() if one.bagged is not None}
+        for name, steps in SCORES.items()
+    }
+    return Figures([FoldFigures(scores, {"train": 1.0, "valid": 0.5}) for scores in folds * 2], bags)
+
+
+class TestRampBoardStore(StoreContract):
+    """The RAMP board's PostgreSQL."""
+
+    @pytest.fixture(autouse=True)
+    def _on(self, board: Board) -> None:
+        self.board = board
+
+    @asynccontextmanager
+    async def open_store(self, root: Path) -> AsyncIterator[SubmissionStore]:
+        """Give one on a board of its own."""
+        store = ByTitle(
+            SqlalchemySection.model_validate(self.board.section),
+            event_name=EVENT,
+            submissions_dir=self.board.deployment.submissions,
+            predictions_dir=root / "predictions",
+            state_dir=root / "state",
+            read_figures=_figures,
+        )
+        store.titles = {}
+        async with AsyncExitStack() as stack:
+            await store.open(stack)
+            yield store
+
+    async def add(self, store: SubmissionStore, name: str) -> None:
+        """Add its rows as ramp_database does, and a folder."""
+        assert isinstance(store, ByTitle)
+        (number,) = self.board.insert(name)
+        store.titles[number] = name
+        folder = self.board.deployment.submissions
+        (folder / f"submission_{number:09d}").rename(folder / name)
+        await store.scan()
+
+    async def test_a_claim_forgets_what_is_gone(self, tmp_path: Path) -> None:
+        """Where another program's rows are concerned it is passed over instead, and taken once it is there."""
+        async with self.open_store(tmp_path) as store:
+            await self.add(store, "gone")
+            await self.add(store, "there")
+            folder = store.submission_dir(await store.get("gone"))
+            away = folder.rename(tmp_path / "away")
+            claimed = [await store.claim(), await store.claim()]
+            assert [one and one.name for one in claimed] == ["there", None]
+            assert (await store.get("gone")).state is SubmissionState.NEW
+            away.rename(folder)
+            back = await store.claim()
+            assert back is not None
+            assert back.name == "gone"
+
+    async def test_scores_are_kept_as_they_are(self, tmp_path: Path) -> None:
+        """Every double comes back as it was, NaN and infinities too; mean and std are those of the board's folds."""
+        async with self.open_store(tmp_path) as store:
+            number = await self._at(store, "one", SubmissionState.SCORED)
+            (found,) = (await store.scores()).values()
+            assert list(await store.scores()) == [number]
+            for name, steps in SCORES.items():
+                for step, figures in steps.items():
+                    assert repr(found[name][step].mean) == repr(figures.mean)
+                    assert repr(found[name][step].bagged) == repr(figures.bagged)

@@ -1,0 +1,134 @@
+"""The deployment's own config.yml (`--database-config`): its section `sqlalchemy`, which says where the board is.
+
+Only that section is read; the others (flask) are ramp-frontend's. The password stays a secret wherever it goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+
+from rampd.config_problems import Problems, shown
+from rampd.config_sections import Section, Text, Whole
+from rampd.yaml_document import read_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+DRIVERS = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
+"""What `drivername` may say: libpq's drivers, whose words (hosts, query options, PG… variables) psycopg 3 shares."""
+_SECTION = "sqlalchemy"
+
+
+class SqlalchemySection(Section):
+    """Where the RAMP board's PostgreSQL is: SQLAlchemy's `URL.create`, as RAMP's own tools read it."""
+
+    drivername: Text
+    """postgresql, as RAMP's template says; postgresql+psycopg2 and postgresql+psycopg mean the same here."""
+    username: Text | None = None
+    """The database's user; null: libpq's own choice (PGUSER, else the user rampd runs as)."""
+    password: SecretStr | None = None
+    """Its password; null: libpq's own choice (PGPASSWORD, ~/.pgpass, or none)."""
+    host: Text | None = None
+    """The server, or the folder of its socket; null: libpq's own choice (PGHOST, else the local socket)."""
+    port: Annotated[Whole, Field(ge=1, le=65535)] | None = None
+    """Its port; null: libpq's own choice (PGPORT, else 5432)."""
+    database: Text
+    """The database's name."""
+    query: Mapping[str, Any] = Field(default_factory=dict)
+    """libpq's further options, sslmode say."""
+
+    @field_validator("drivername")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in DRIVERS:
+            raise ValueError(
+                f"{', '.join(DRIVERS)}: rampd speaks to PostgreSQL through psycopg 3 (RAMP's boards are PostgreSQL)"
+            )
+        return value
+
+    @field_validator("username", "password", "host", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        # URL.create takes an empty text for "not given", and templates leave it so.
+        return None if value == "" else value
+
+    @field_validator("password", mode="before")
+    @classmethod
+    def _digits(cls, value: object) -> object:
+        # `password: 1234` is a number to YAML and a password to everybody else.
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBoard:
+    """What the command line says of the board."""
+
+    database_config: Path
+    python: Path | None = None
+
+
+board_of_process: ContextVar[GivenBoard | None] = ContextVar("board_of_process", default=None)
+"""The board that every event of this process is on: one a command line, whatever loads an event's settings and when."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoardSettings:
+    """The RAMP board: where its database is, and which interpreter has ramp_database."""
+
+    path: Path
+    """The file that says so."""
+    database: SqlalchemySection
+    python: Path | None = None
+    """The interpreter that builds leaderboards; None for the first that can import ramp_database."""
+
+    def masked(self) -> dict[str, Any]:
+        """Return the settings for people to see, without the password."""
+        return {
+            "path": str(self.path),
+            "database": self.database.model_dump(mode="json") | {"query": sorted(self.database.query)},
+            "python": str(self.python) if self.python is not None else None,
+        }
+
+
+def load_board(path: Path, *, python: Path | None = None) -> BoardSettings:
+    """Read a deployment's database config.
+
+    Parameters
+    ----------
+    path
+        The YAML file; sections other than `sqlalchemy` are not looked at.
+    python
+        The interpreter of --board-python.
+
+    Raises
+    ------
+    ConfigError
+        With every problem of the section.
+    """
+    document = read_yaml(path)
+    problems = Problems(path, document)
+    data = document.data.get(_SECTION) if isinstance(document.data, dict) else None
+    section: SqlalchemySection | None = None
+    if not isinstance(data, dict):
+        what = "is missing" if data is None else f"found {shown(data)}"
+        problems.add((_SECTION,), what, f"a section with {_named(SqlalchemySection.model_fields)}")
+    else:
+        known: Sequence[str] = tuple(SqlalchemySection.model_fields)
+        problems.check_keys((_SECTION,), data, known)
+        try:
+            section = SqlalchemySection.model_validate({key: data[key] for key in data if key in known})
+        except ValidationError as error:
+            problems.add_validation((_SECTION,), error, data)
+    if problems or section is None:
+        raise problems.error()
+    return BoardSettings(path.absolute(), section, python)
+
+
+def _named(fields: Iterable[str]) -> str:
+    return ", ".join(fields)

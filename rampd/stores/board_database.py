@@ -1,0 +1,202 @@
+"""The one module that speaks to PostgreSQL: connections, statements, notifications, and what their failures mean.
+
+SQLAlchemy's asyncio engine keeps the connections, psycopg 3 speaks libpq's language: `drivername: postgresql` of a
+RAMP deployment means psycopg 2 to ramp_database and psycopg 3 here, and both read the same hosts, options and PG…
+variables. Every statement is one transaction (autocommit); every one has a time limit. Knows nothing of submissions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from sqlalchemy import URL, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from rampd.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AsyncExitStack
+
+    from sqlalchemy import RowMapping, TextClause
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from rampd.board_config import SqlalchemySection
+
+    Row = RowMapping
+
+STATEMENT_S = 20.0
+"""How long one statement may take, connecting included; then the database counts as away."""
+_CONNECT_S = 5
+_LIBPQ = {
+    # A peer that is gone without a word is noticed within a quarter of a minute (libpq, "Parameter Key Words").
+    "connect_timeout": _CONNECT_S,
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+    "application_name": "rampd",
+    # The statements are few and long: each is planned once a connection, which costs more than to run it.
+    "prepare_threshold": 0,
+    "options": "-c plan_cache_mode=force_generic_plan",
+}
+_POOL_SIZE = 5
+_POOL_OVERFLOW = 5
+
+
+class RefusedError(StoreError):
+    """The database understood a statement and refused it: trying it again changes nothing until a person does.
+
+    Attributes
+    ----------
+    sqlstate
+        PostgreSQL's code (its documentation, appendix A); empty where there is none.
+    """
+
+    def __init__(self, message: str, sqlstate: str) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+class BoardDatabase:
+    """The connections to one database.
+
+    Parameters
+    ----------
+    section
+        Where it is.
+    """
+
+    def __init__(self, section: SqlalchemySection) -> None:
+        self._section = section
+        self._engine: AsyncEngine | None = None
+        self._texts: dict[str, TextClause] = {}
+
+    def __repr__(self) -> str:
+        return f"BoardDatabase({self.where})"
+
+    @property
+    def where(self) -> str:
+        """Where the database is, for people; never the password."""
+        section = self._section
+        host = section.host or "the local socket"
+        return f"{section.database} at {host}{f':{section.port}' if section.port else ''}"
+
+    @property
+    def application_name(self) -> str:
+        """What the server's views call these connections."""
+        return str(self._section.query.get("application_name", _LIBPQ["application_name"]))
+
+    async def open(self, stack: AsyncExitStack) -> None:
+        """Make the pool; nothing is connected yet. Closed with `stack`."""
+        self._engine = create_async_engine(
+            URL.create(
+                "postgresql+psycopg",
+                username=self._section.username,
+                password=_revealed(self._section),
+                host=self._section.host,
+                port=self._section.port,
+                database=self._section.database,
+                query=self._section.query,
+            ),
+            isolation_level="AUTOCOMMIT",
+            pool_size=_POOL_SIZE,
+            max_overflow=_POOL_OVERFLOW,
+            pool_timeout=STATEMENT_S,
+            pool_use_lifo=True,  # few connections do most of the work, and have it planned
+            use_native_hstore=False,
+            connect_args={key: value for key, value in _LIBPQ.items() if key not in self._section.query},
+            hide_parameters=True,
+        )
+        stack.push_async_callback(self._engine.dispose)
+
+    async def fetch(self, statement: str, /, **parameters: Any) -> Sequence[Row]:
+        """Run one statement as one transaction, and return its rows; none where it returns nothing.
+
+        Raises
+        ------
+        RefusedError
+            The database refused it.
+        StoreError
+            The database is away, or does not answer. Whether the statement was done is not known then.
+        """
+        if self._engine is None:
+            raise StoreError(f"the board's database ({self.where}) is not open")
+        if (clause := self._texts.get(statement)) is None:
+            clause = self._texts[statement] = text(statement)
+        try:
+            async with asyncio.timeout(STATEMENT_S), self._engine.connect() as connection:
+                result = await connection.execute(clause, parameters)
+                return result.mappings().all() if result.returns_rows else ()
+        except (SQLAlchemyError, psycopg.Error, OSError, TimeoutError) as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> StoreError:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        sqlstate = getattr(cause, "sqlstate", None) or ""
+        said = str(cause).strip().partition("\n")[0] or type(cause).__name__
+        is_away = isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError | OSError | TimeoutError)
+        if not is_away and isinstance(cause, psycopg.Error):
+            return RefusedError(f"the board's database ({self.where}) refused a statement: {said}", sqlstate)
+        return StoreError(f"the board's database ({self.where}) cannot be used: {said}")
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """Give a connection of its own, for what lives as long as a connection: LISTEN and advisory locks.
+
+        Raises
+        ------
+        StoreError
+            It cannot be made, or broke inside the block.
+        """
+        section = self._section
+        given = {
+            "user": section.username,
+            "password": _revealed(section),
+            "host": section.host,
+            "port": section.port,
+            "dbname": section.database,
+        }
+        options = {**_LIBPQ, **section.query, **{key: value for key, value in given.items() if value is not None}}
+        try:
+            async with asyncio.timeout(STATEMENT_S):
+                connection = await psycopg.AsyncConnection.connect(**options, autocommit=True)
+            try:
+                yield Session(connection)
+            finally:
+                await connection.close()
+        except (psycopg.Error, OSError, TimeoutError) as error:
+            raise self._translated(error) from error
+
+
+class Session:
+    """One connection that is held."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+
+    @property
+    def backend_pid(self) -> int:
+        """The server's process that serves it."""
+        return self._connection.info.backend_pid
+
+    async def fetch_one(self, statement: str, parameters: Mapping[str, Any] | None = None) -> Any:
+        """Run one statement and return its first row's first value, None where it has none."""
+        async with asyncio.timeout(STATEMENT_S):
+            cursor = await self._connection.execute(statement.encode(), parameters)
+            row = await cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+    async def notified(self, *, timeout_s: float) -> bool:
+        """Wait for a notification; return whether one came within `timeout_s` seconds."""
+        async for _ in self._connection.notifies(timeout=timeout_s, stop_after=1):
+            return True
+        return False
+
+
+def _revealed(section: SqlalchemySection) -> str | None:
+    return section.password.get_secret_value() if section.password is not None else None

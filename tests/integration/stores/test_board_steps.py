@@ -1,0 +1,126 @@
+"""An event on a board, broken off after every step and taken up again, with a worker that runs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rampd.board_config import load_board
+from rampd.errors import StoreError
+from rampd.states import Outcome, Step, SubmissionState
+from support.board import EVENT, Board
+from support.event import Crash, EventRoom, attempt_once, fail_times, fake, find, good_run, hurry, run_out
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    from rampd.config import Settings
+    from rampd.testing.workers import FakeRun
+
+    Record = dict[str, Any]
+
+STEPS = [
+    "store.claim",
+    "journal.open_attempt",
+    "worker.setup",
+    "journal.record_allocation",
+    "worker.launch_submission",
+    "journal.record_launch",
+    "store.set_training",
+    "worker.wait",
+    "worker.collect_results",
+    "journal.decide",
+    "store.confirm",
+    "store.set_tested",
+    "store.set_scored",
+    "worker.teardown",
+    "journal.close",
+]
+BEFORE_IT_RUNS = STEPS[:4]
+WHILE_IT_RUNS = STEPS[4:9]
+
+
+@dataclass(slots=True, kw_only=True)
+class BoardRoom(EventRoom):
+    """An event's folders whose store is a board."""
+
+    board: Board
+
+    def settings(self) -> Settings:
+        """Read the config, and the board's."""
+        settings = EventRoom.settings(self)
+        ramp = replace(
+            settings.ramp,
+            event_name=EVENT,
+            submissions_dir=self.board.deployment.submissions,
+            predictions_dir=self.board.deployment.predictions,
+        )
+        return replace(settings, ramp=ramp, board=load_board(self.board.config, python=self.root / "none"))
+
+    def arrive(self, run: FakeRun) -> str:
+        """Insert a submission; return its name."""
+        (number,) = self.board.insert("one")
+        name = f"submission_{number:09d}"
+        self.runs[name] = run
+        return name
+
+
+@pytest.fixture
+def room(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BoardRoom:
+    """Give an event on a board where nothing that fails is waited for."""
+    hurry(monkeypatch)
+    return BoardRoom(tmp_path, board=board)
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+@pytest.mark.parametrize("last", STEPS)
+async def test_a_crash_after_any_step_leads_to_one_end(
+    room: BoardRoom, monkeypatch: pytest.MonkeyPatch, log_records: list[Record], last: str, resumable: bool
+) -> None:
+    """Killed after any step, a submission is scored once by the next daemon, and its runs never overlap."""
+    room.resumable = resumable
+    name = room.arrive(good_run(0.01))
+    async with room.opened() as event:
+        fail_times(monkeypatch, event, last, error=Crash, after=True)
+        with pytest.raises(Crash):
+            await attempt_once(event)
+        launches = len(fake(event).launches)
+    async with room.opened() as event:
+        await asyncio.wait_for(run_out(event), 10)
+        submission = await event.store.get(name)
+        assert submission.state is SubmissionState.SCORED
+        assert [state for state, _ in await event.store.history(submission.id)].count(SubmissionState.SCORED) == 1
+        attempts = await event.journal.attempts()
+        assert {attempt.step for attempt in attempts} == {Step.CLOSED}
+        assert [attempt.outcome for attempt in attempts if attempt.final] == [Outcome.OK]
+        assert fake(event).most_at_once <= 1
+        launches += len(fake(event).launches)
+    assert launches == (2 if last in WHILE_IT_RUNS and not resumable else 1)
+    assert room.outside == {}
+    assert [path.name for path in room.board.deployment.predictions.iterdir()] == [name]
+    assert len(find(log_records, "submission.finished", outcome="ok")) == 1
+    assert room.board.query("SELECT DISTINCT train_time FROM submission_on_cv_folds WHERE state = 'scored'") == [
+        (0.01,)
+    ]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("write", [step for step in STEPS if step.startswith("store.") and step != "store.claim"])
+async def test_a_database_that_is_away_at_any_write_costs_no_attempt(
+    room: BoardRoom, monkeypatch: pytest.MonkeyPatch, log_records: list[Record], write: str, after: bool
+) -> None:
+    """A write that fails, whether it was made or not, is made again until it stands: the one attempt is enough."""
+    name = room.arrive(good_run(0.01))
+    async with room.opened() as event:
+        failures = fail_times(monkeypatch, event, write, 4, error=StoreError, after=after)
+        assert (await attempt_once(event)).outcome is Outcome.OK
+        assert len(failures) == 4
+        assert (await event.store.get(name)).state is SubmissionState.SCORED
+        states = [state for state, _ in await event.store.history(int(name[-9:]))]
+        assert states == ["new", "sent_to_training", "training", "tested", "scored"]
+        assert [(one.outcome, one.final) for one in await event.journal.attempts()] == [(Outcome.OK, True)]
+    assert len(find(log_records, "submission.finished", outcome="ok")) == 1
