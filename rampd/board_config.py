@@ -71,6 +71,8 @@ class GivenBoard:
 
     database_config: Path
     python: Path | None = None
+    only_while_open: bool = False
+    """Whether an event is served between its opening and its closing alone (--events-dir)."""
 
 
 board_of_process: ContextVar[GivenBoard | None] = ContextVar("board_of_process", default=None)
@@ -86,6 +88,8 @@ class BoardSettings:
     database: SqlalchemySection
     python: Path | None = None
     """The interpreter that builds leaderboards; None for the first that can import ramp_database."""
+    only_while_open: bool = False
+    """Whether the event is served between its opening and its closing alone."""
 
     def masked(self) -> dict[str, Any]:
         """Return the settings for people to see, without the password."""
@@ -96,21 +100,15 @@ class BoardSettings:
         }
 
 
-def load_board(path: Path, *, python: Path | None = None) -> BoardSettings:
-    """Read a deployment's database config.
-
-    Parameters
-    ----------
-    path
-        The YAML file; sections other than `sqlalchemy` are not looked at.
-    python
-        The interpreter of --board-python.
+def load_board(given: GivenBoard) -> BoardSettings:
+    """Read a deployment's database config; sections other than `sqlalchemy` are not looked at.
 
     Raises
     ------
     ConfigError
         With every problem of the section.
     """
+    path = given.database_config
     document = read_yaml(path)
     problems = Problems(path, document)
     data = document.data.get(_SECTION) if isinstance(document.data, dict) else None
@@ -127,7 +125,7 @@ def load_board(path: Path, *, python: Path | None = None) -> BoardSettings:
             problems.add_validation((_SECTION,), error, data)
     if problems or section is None:
         raise problems.error()
-    return BoardSettings(path.absolute(), section, python)
+    return BoardSettings(path.absolute(), section, given.python, given.only_while_open)
 
 
 def _named(fields: Iterable[str]) -> str:

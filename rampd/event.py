@@ -54,7 +54,7 @@ def load_settings(path: Path, *, deployment_dir: Path | None = None) -> Settings
     if deployment_dir is None and path.absolute().parent.parent.name != "events":
         deployment_dir = given.database_config.absolute().parent
     settings = load_config(path, worker_models=worker_model, deployment_dir=deployment_dir)
-    return replace(settings, board=load_board(given.database_config, python=given.python))
+    return replace(settings, board=load_board(given))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +155,7 @@ def _build_board_store(settings: Settings, board: BoardSettings) -> SubmissionSt
         submissions_dir=settings.ramp.submissions_dir,
         predictions_dir=settings.ramp.predictions_dir,
         state_dir=settings.dispatcher.state_dir,
+        only_while_open=board.only_while_open,
         leaderboards=Leaderboards(board.database, event_name=event_name, python=board.python),
     )
 

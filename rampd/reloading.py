@@ -35,6 +35,8 @@ def changed_keys(old: Settings, new: Settings) -> list[str]:
 def _changed(old: Settings, new: Settings) -> Iterator[str]:
     if old.deployment_dir != new.deployment_dir:
         yield "deployment_dir"
+    if old.board != new.board:
+        yield "board"
     for section in ("ramp", "dispatcher"):
         before, after = getattr(old, section), getattr(new, section)
         for one in fields(before):

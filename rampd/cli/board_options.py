@@ -32,7 +32,9 @@ def board(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def wrapper(*arguments: Any, database_config: Path | None, board_python: Path | None, **options: Any) -> Any:
         if database_config is not None:
-            board_of_process.set(GivenBoard(database_config, board_python))
+            # As RAMP's own daemon does with the events of a folder; an event that is named is served in any case.
+            only_while_open = options.get("events_dir") is not None
+            board_of_process.set(GivenBoard(database_config, board_python, only_while_open))
         elif board_python is not None:
             raise click.UsageError("--board-python goes with --database-config")
         return command(*arguments, **options)

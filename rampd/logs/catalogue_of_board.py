@@ -19,6 +19,10 @@ BOARD_RECORDS: Final[Mapping[str, EventSpec]] = {
             "trigger": flag("whether the database wakes this daemon up; else it looks every 5 s"),
         },
     ),
+    "board.event_opened": EventSpec("info", "By the board the event is open now.", {}),
+    "board.event_closed": EventSpec(
+        "info", "By the board the event is closed now; under --events-dir nothing more of it is claimed.", {}
+    ),
     "board.figures_missing": EventSpec(
         "warning",
         "Predictions have gone before their figures were written; the board has the last bags only.",

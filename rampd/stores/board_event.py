@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from rampd.errors import StoreError
 from rampd.stores.board_database import BoardDatabase
 from rampd.stores.board_holding import Holding
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from rampd.board_config import SqlalchemySection
     from rampd.stores.board_database import Row
+
+log = structlog.get_logger("rampd.stores.rampboard")
 
 _SHOWN = 5
 
@@ -101,6 +105,8 @@ class BoardEvent:
     def note(self, *, is_open: bool, has_trigger: bool) -> None:
         """Keep what a look found."""
         if (is_open, has_trigger) != (self.row.is_open, self.row.has_trigger):
+            if is_open != self.row.is_open:
+                log.info("board.event_opened" if is_open else "board.event_closed")
             self.row = replace(self.row, is_open=is_open, has_trigger=has_trigger)
 
     async def may_make_tables(self) -> bool:

@@ -69,6 +69,8 @@ class RampBoardStore(SubmissionStore):
         Where checked predictions lie once a submission is tested: its figures are read from there.
     state_dir
         Keeps this daemon's name on the board.
+    only_while_open
+        Claim nothing before the event's opening and after its closing.
     leaderboards
         Has pages built; None for none.
     read_figures
@@ -83,6 +85,7 @@ class RampBoardStore(SubmissionStore):
         submissions_dir: Path,
         predictions_dir: Path,
         state_dir: Path,
+        only_while_open: bool = False,
         leaderboards: Leaderboards | None = None,
         read_figures: Callable[[Path], Figures] = ramp_test.read_figures,
     ) -> None:
@@ -93,6 +96,7 @@ class RampBoardStore(SubmissionStore):
         self._predictions_dir = predictions_dir
         self._read_figures = read_figures
         self._leaderboards = leaderboards
+        self._only_while_open = only_while_open
         self._watch = BoardWatch(
             self.board,
             name_of=self._name_of,
@@ -145,6 +149,8 @@ class RampBoardStore(SubmissionStore):
 
         One whose folder is not there (yet) is passed over and stays `new`: the row is the board's, not ours to drop.
         """
+        if self._only_while_open and not self.is_open:
+            return None
         await self._holding.prepare()
         self._missing = {one for one in self._missing if not (self._submissions_dir / self._name_of(one)).is_dir()}
         passed_over = [*skip, *self._missing]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from benchmarks import endurance, measures, measures_dask  # noqa: E402 -- the path comes first
+from benchmarks import endurance, measures, measures_board, measures_dask  # noqa: E402 -- the path comes first
 from benchmarks.ssh_polling import polling  # noqa: E402
 from rampd.demo import environment  # noqa: E402
 
@@ -54,6 +54,9 @@ LONG: dict[str, Measure] = {
     "restart": lambda root: endurance.restart(root, waiting=1000, rounds=9),
     "operators": lambda root: endurance.operators(root, waiting=1000, rounds=10),
     "endurance": lambda root: endurance.endurance(root, first=500, last=20_000),
+    "board_2": lambda root: measures_board.board(root, count=20, n_workers=2, rounds=3),
+    "board_8": lambda root: measures_board.board(root, count=20, n_workers=8, rounds=3),
+    "board_scored": lambda root: measures_board.board(root, count=20, n_workers=2, scored=100, rounds=3),
 }
 SHORT: dict[str, Measure] = {
     "stubs": lambda root: measures.stubs(root, count=60, rounds=2),

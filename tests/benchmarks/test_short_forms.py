@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import endurance, measures, measures_dask
+from benchmarks import endurance, measures, measures_board, measures_dask
+from support.postgres import needs_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,3 +111,10 @@ def test_a_daemon_that_runs_for_long_stays_as_it_was(tmp_path: Path, show: Show)
     assert (growth["fds"], growth["threads"], growth["tasks"]) == (0, 0, 0)
     assert growth["rss_mb"] < 4
     assert figures["state_bytes_each"] < 3000
+
+
+def test_a_board_costs_a_small_part_of_what_it_cost(tmp_path: Path, show: Show) -> None:
+    """A fiftieth of the original's on a quiet machine; a busy one slows those down that never sleep."""
+    needs_postgresql()
+    figures = show(measures_board.board(tmp_path, count=10, n_workers=2))
+    assert figures["ratio"] > 15

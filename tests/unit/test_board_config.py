@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_the_template_works_as_it_stands(path: Path) -> None:
     """Every key of the section is read, the other sections are not looked at, the password stays hidden."""
-    board = load_board(path)
+    board = load_board(GivenBoard(path))
     assert board.database.password is not None
     assert board.database.password.get_secret_value() == SECRET
     assert (board.database.host, board.database.port, board.database.database) == ("localhost", 5432, "databoard")
@@ -51,13 +51,13 @@ def test_the_template_works_as_it_stands(path: Path) -> None:
 def test_drivers_of_libpq_are_honoured(path: Path, drivername: str) -> None:
     """Their names differ, their words do not."""
     path.write_text(TEMPLATE.replace("drivername: postgresql", f"drivername: {drivername}"), encoding="utf-8")
-    assert load_board(path).database.drivername == drivername
+    assert load_board(GivenBoard(path)).database.drivername == drivername
 
 
 def test_what_is_empty_is_left_to_libpq(path: Path) -> None:
     """A text that is empty, or a key that is missing, means what it means to libpq; digits are a password too."""
     path.write_text("sqlalchemy: {drivername: postgresql, host: '', password: 1234, database: d}\n", encoding="utf-8")
-    database = load_board(path).database
+    database = load_board(GivenBoard(path)).database
     assert (database.username, database.host, database.port) == (None, None, None)
     assert database.password is not None
     assert database.password.get_secret_value() == "1234"
@@ -80,7 +80,7 @@ def test_what_is_wrong_is_said_with_its_place(path: Path, change: tuple[str, str
     """File, line, key path, what was found and what is allowed; never the password."""
     path.write_text(TEMPLATE.replace(*change, 1), encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
-        load_board(path)
+        load_board(GivenBoard(path))
     text = str(caught.value)
     assert text.startswith(f"{path}:")
     assert said in text

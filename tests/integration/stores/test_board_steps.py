@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rampd.board_config import load_board
+from rampd.board_config import GivenBoard, load_board
 from rampd.errors import StoreError
 from rampd.states import Outcome, Step, SubmissionState
 from support.board import EVENT, Board
@@ -59,7 +59,7 @@ class BoardRoom(EventRoom):
             submissions_dir=self.board.deployment.submissions,
             predictions_dir=self.board.deployment.predictions,
         )
-        return replace(settings, ramp=ramp, board=load_board(self.board.config, python=self.root / "none"))
+        return replace(settings, ramp=ramp, board=load_board(GivenBoard(self.board.config, self.root / "none")))
 
     def arrive(self, run: FakeRun) -> str:
         """Insert a submission; return its name."""

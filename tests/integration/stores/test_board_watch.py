@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from support.board_daemon import board_daemon, second_host
-from support.daemon import wait_until
+from support.daemon import RampdProcess, wait_until
 from support.postgres import PASSWORD
 from support.rampctl import rampctl
 
@@ -149,3 +150,28 @@ def test_check_says_what_is_wrong(board: Board) -> None:
     assert "/elsewhere" in wrong("", "")
     board.query("UPDATE events SET name = 'another'")
     assert "has no event 'iris_test'; there is: another" in wrong("", "")
+
+
+def test_an_event_of_a_folder_is_served_while_it_is_open(board: Board) -> None:
+    """Under --events-dir what runs at the closing ends, nothing more is claimed, and an opening lets the rest go on."""
+    board.deployment.make_stub_environment()
+    board.deployment.dispatcher["n_workers"] = 1
+    board.deployment.write_config()
+    go_on = board.root / "go_on"
+    wait = f"until [ -e {go_on} ]; do sleep 0.02; done\n"
+    first, second = (f"submission_{number:09d}" for number in board.insert("one", "two", behaviours={"one": wait}))
+    command = (sys.executable, "-m", "rampd", "--events-dir", str(board.root / "events"))
+    options = ("--database-config", str(board.config), "--board-python", "/nonexistent")
+    with RampdProcess(None, *options, command=command) as daemon:
+        daemon.wait_for("submission.started", submission=first)
+        board.query("UPDATE events SET closing_timestamp = now() AT TIME ZONE 'utc' - interval '1 s'")
+        daemon.wait_for("board.event_closed")
+        go_on.touch()
+        daemon.finished(first)
+        board.query("UPDATE events SET closing_timestamp = '2100-01-01'")
+        assert board.states()[int(second[-9:])] == "new"
+        daemon.wait_for("board.event_opened")
+        daemon.finished(second)
+        assert daemon.stop() == 0
+        opened = daemon.records.index(daemon.find("board.event_opened")[0])
+        assert opened < daemon.records.index(daemon.find("submission.started", submission=second)[0])
