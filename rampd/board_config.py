@@ -40,7 +40,7 @@ class SqlalchemySection(Section):
     """Its port; null: libpq's own choice (PGPORT, else 5432)."""
     database: Text
     """The database's name."""
-    query: Mapping[str, Any] = Field(default_factory=dict)
+    query: Mapping[str, str] = Field(default_factory=dict)
     """libpq's further options, sslmode say."""
 
     @field_validator("drivername")
@@ -57,6 +57,13 @@ class SqlalchemySection(Section):
     def _empty_is_none(cls, value: object) -> object:
         # URL.create takes an empty text for "not given", and templates leave it so.
         return None if value == "" else value
+
+    @field_validator("query", mode="before")
+    @classmethod
+    def _texts(cls, value: object) -> object:
+        if not isinstance(value, dict) or any(isinstance(one, dict | list) for one in value.values()):
+            raise ValueError("a mapping of libpq's options to texts or numbers")
+        return {str(key): str(one) for key, one in value.items()}
 
     @field_validator("password", mode="before")
     @classmethod

@@ -56,14 +56,19 @@ def _folders(settings: Settings) -> list[Finding]:
         _writable("state_dir", settings.dispatcher.state_dir),
     ]
     existing = _nearest(ramp.submissions_dir)
-    polled = is_shared(existing)
-    how = "polled (inotify does not work on its file system)" if polled else "watched by inotify"
-    findings.append(Finding("arrivals", is_ok=True, detail=how, is_warning=polled))
+    if settings.board is None:
+        findings.append(_arrivals(existing))
     free = shutil.disk_usage(_nearest(settings.dispatcher.state_dir)).free
     is_low = free < _LOW_DISK_BYTES
     detail = f"{free / 1e9:.1f} GB free at {existing}"
     findings.append(Finding("disk", is_ok=not is_low, detail=detail))
     return findings
+
+
+def _arrivals(existing: Path) -> Finding:
+    polled = is_shared(existing)
+    how = "polled (inotify does not work on its file system)" if polled else "watched by inotify"
+    return Finding("arrivals", is_ok=True, detail=how, is_warning=polled)
 
 
 def _nearest(path: Path) -> Path:

@@ -69,7 +69,8 @@ def _not_served(situation: _Situation) -> str:
     if situation.daemon is not None:
         return ""
     drained = ", and drained (rampctl resume)" if situation.facts.get("drained") else ""
-    start = f"rampd --config {situation.settings.path}"
+    board = situation.settings.board
+    start = f"rampd --config {situation.settings.path}{f' --database-config {board.path}' if board else ''}"
     return f"not served: no daemon runs{drained}; {situation.told}. Start it with: {start}"
 
 

@@ -161,7 +161,11 @@ class BoardDatabase:
             "port": section.port,
             "dbname": section.database,
         }
-        options = {**_LIBPQ, **section.query, **{key: value for key, value in given.items() if value is not None}}
+        options: dict[str, Any] = {
+            **_LIBPQ,
+            **section.query,
+            **{key: value for key, value in given.items() if value is not None},
+        }
         try:
             async with asyncio.timeout(STATEMENT_S):
                 connection = await psycopg.AsyncConnection.connect(**options, autocommit=True)

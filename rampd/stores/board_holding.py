@@ -171,7 +171,10 @@ class Holding:
 
     async def recall(self, submission_id: int) -> None:
         """Learn under which attempt an earlier process of this owner held a submission."""
-        if submission_id in self._attempts or not self.is_leased:
+        if submission_id in self._attempts:
+            return
+        if not self.is_leased:
+            self._attempts[submission_id] = 0
             return
         rows = await self._database.fetch(self.statements.attempt_of, id=submission_id, owner=self._owner)
         if rows:

@@ -80,14 +80,14 @@ class Leaderboards:
         if self._task is None:
             self._task = asyncio.create_task(self._build_on(), name=f"{self._event_name}:board/leaderboards")
 
-    async def close(self) -> None:
-        """End what is being built, and build once more what is still wanted, for half a minute at most."""
+    async def close(self, *, build: bool = True) -> None:
+        """End what is being built, and `build` once more what is still wanted, for half a minute at most."""
         if self._task is None:
             return
         self._task.cancel()
         await asyncio.wait({self._task})
         self._task = None
-        if self._wanted:
+        if build and self._wanted is not None:
             with suppress(TimeoutError, _BuildError):
                 async with asyncio.timeout(_LAST_BUILD_S):
                     await self._build()

@@ -16,6 +16,9 @@ LEASE_S: Final = 60
 PARKED_S: Final = 600
 """How long one lasts that its daemon left behind on purpose: its run goes on (AWS), and a restart takes it over."""
 
+LOST_CLAIM_S: Final = 30
+"""After how long a claim that this daemon knows nothing of is one whose answer was lost: longer than any statement."""
+
 UTC_NOW = "now() AT TIME ZONE 'utc'"
 # A server that came back a moment ago has kept everybody from renewing: they get their time first.
 EXPIRED = f"""
@@ -92,15 +95,25 @@ class Queries:
         """
 
     @property
+    def abandoned(self) -> str:
+        """What nobody works on: its lease has expired, or it is a claim of ours whose answer was lost on the way."""
+        if self.leased:
+            return f"""
+            (({EXPIRED} AND l.owner <> :owner) OR (l.owner = :owner AND s.id <> ALL(CAST(:held AS integer[]))
+                AND l.state_at < now() - interval '{LOST_CLAIM_S} s'))
+            """
+        return f"""
+        (s.id <> ALL(CAST(:held AS integer[])) AND s.state = 'sent_to_training'
+            AND s.sent_to_training_timestamp < {UTC_NOW} - interval '{LOST_CLAIM_S} s' AND {LOCK_IS_HELD})
+        """
+
+    @property
     def look(self) -> str:
         """Say what waits, what was abandoned, whether the event is open and whether the trigger is there."""
-        abandoned = (
-            f"count(*) FILTER (WHERE s.state <> 'new' AND {EXPIRED} AND l.owner <> :owner)" if self.leased else "0"
-        )
         return f"""
         SELECT array_agg(s.id ORDER BY {self.queued_in}, s.id) FILTER (WHERE s.state = 'new') AS waiting,
             count(*) FILTER (WHERE s.state = 'new' AND coalesce(s.queue_position, -1) < 1) AS unplaced,
-            {abandoned} AS abandoned,
+            count(*) FILTER (WHERE s.state <> 'new' AND {self.abandoned}) AS abandoned,
             (SELECT {UTC_NOW} BETWEEN opening_timestamp AND closing_timestamp FROM events WHERE id = :event) AS is_open,
             {HAS_TRIGGER} AS has_trigger
         FROM {self.with_leases} WHERE {OF_EVENT} AND s.state IN ('new', 'sent_to_training', 'training')

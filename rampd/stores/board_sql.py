@@ -231,11 +231,11 @@ class Statements(Queries):
 
     @property
     def release_abandoned(self) -> str:
-        """Put back what another daemon held and no longer renews.
+        """Put back what another daemon held and no longer renews, and claims of ours that nobody heard of.
 
         Its owner and attempt stand until somebody claims it: if it comes back first, its results still count.
         """
-        return self._put_back(f"{EXPIRED} AND l.owner <> :owner", keep_owner=True)
+        return self._put_back(self.abandoned, keep_owner=True)
 
     def _put_back(self, which: str, *, keep_owner: bool = False) -> str:
         lease = "expires_at = NULL" if keep_owner else "expires_at = NULL, owner = NULL"

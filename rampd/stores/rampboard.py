@@ -124,7 +124,11 @@ class RampBoardStore(SubmissionStore):
         """Connect and look whether the board is what it should be; see `SubmissionStore.open`. Writes nothing."""
         await self.board.open(stack)
         if self._leaderboards is not None:
-            stack.push_async_callback(self._leaderboards.close)
+            stack.push_async_callback(self._close_pages, self._leaderboards)
+
+    async def _close_pages(self, leaderboards: Leaderboards) -> None:
+        # A daemon that ends with runs of its own left was told to end at once, or comes back soon.
+        await leaderboards.close(build=not self._holding.held)
 
     async def prepare(self) -> None:
         """Make the tables of leases, or take the event's lock; see `SubmissionStore.prepare`."""
@@ -216,8 +220,9 @@ class RampBoardStore(SubmissionStore):
         await self._holding.prepare()
         if self._holding.is_leased:
             await self.board.ask(FORGET_GONE)
-            for submission_id in held:
-                await self._holding.recall(submission_id)
+        for submission_id in held:
+            await self._holding.recall(submission_id)
+        if self._holding.is_leased:
             await self._holding.renew()
         rows = await self.board.ask(self._holding.statements.release_unheld, held=list(held))
         for row in rows:

@@ -134,6 +134,26 @@ class TestRampBoardStore(StoreContract):
             assert back is not None
             assert back.name == "gone"
 
+    async def test_a_claim_that_nobody_heard_of_is_put_back(self, tmp_path: Path) -> None:
+        """A claim that was made, and whose answer was lost with the connection, waits again after half a minute."""
+        async with self.open_store(tmp_path) as store:
+            assert isinstance(store, ByTitle)
+            await self.add(store, "lost")
+            await self.add(store, "held")
+            lost, held = await store.claim(), await store.claim()
+            assert lost is not None
+            assert held is not None
+            store.board.holding.let_go(lost.id)
+            await store.scan()
+            assert (await store.get("lost")).state is SubmissionState.SENT_TO_TRAINING
+            self.board.query("UPDATE rampd_leases SET state_at = state_at - interval '31 s'")
+            await store.scan()
+            assert (await store.get("lost")).state is SubmissionState.NEW
+            assert (await store.get("held")).state is SubmissionState.SENT_TO_TRAINING
+            again = await store.claim()
+            assert again is not None
+            assert again.id == lost.id
+
     async def test_scores_are_kept_as_they_are(self, tmp_path: Path) -> None:
         """Every double comes back as it was, NaN and infinities too; mean and std are those of the board's folds."""
         async with self.open_store(tmp_path) as store:

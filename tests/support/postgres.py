@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -159,6 +160,13 @@ class PostgresServer:
         os.kill(self._pid, number)
         assert self._keeper.stdout.readline() == "over\n"
         self._pid = None
+
+    def freeze(self, *, frozen: bool) -> None:
+        """Have the server stand still, as one does whose disk hangs: it accepts connections and answers nothing."""
+        assert self._pid is not None
+        server = psutil.Process(self._pid)
+        for process in (server, *server.children(recursive=True)):
+            process.suspend() if frozen else process.resume()
 
     def connect(self, database: str = "postgres", user: str = ADMIN) -> psycopg.Connection[Any]:
         """Connect, in autocommit."""

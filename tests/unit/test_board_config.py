@@ -63,6 +63,12 @@ def test_what_is_empty_is_left_to_libpq(path: Path) -> None:
     assert database.password.get_secret_value() == "1234"
 
 
+def test_options_of_libpq_are_texts(path: Path) -> None:
+    """Numbers in YAML are texts to libpq."""
+    path.write_text(TEMPLATE + "    query: {sslmode: require, connect_timeout: 9}\n", encoding="utf-8")
+    assert load_board(GivenBoard(path)).database.query == {"sslmode": "require", "connect_timeout": "9"}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -72,6 +78,7 @@ def test_what_is_empty_is_left_to_libpq(path: Path) -> None:
         (("username", "user_name"), "sqlalchemy.user_name: is no key of rampd's; did you mean username?"),
         (("5432", "'5432'"), "sqlalchemy.port: found '5432'; allowed: a number, without quotes"),
         (("5432", "99999"), "sqlalchemy.port: found 99999"),
+        (("port: 5432", "query: [sslmode]"), "sqlalchemy.query: found a list; allowed: a mapping of libpq's options"),
         ((SECRET, f"[{SECRET}]"), "sqlalchemy.password: found (hidden)"),
         (("sqlalchemy:", "sqlalchemie:"), "sqlalchemy: is missing; allowed: a section with drivername"),
     ],

@@ -146,6 +146,25 @@ def test_a_database_that_was_away_wakes_nobody_in_vain(board: Board) -> None:
 
 
 @pytest.mark.slow
+def test_a_database_that_hangs_is_away(board: Board) -> None:
+    """One that accepts connections and answers nothing is away after a while, and costs what one that is down costs."""
+    (name,) = _insert(board, 1, f"until [ -e {board.root}/go_on ]; do sleep 0.02; done")
+    with board_daemon(board) as daemon:
+        daemon.wait_for("submission.started")
+        wait_until(lambda: set(board.states().values()) == {"training"}, what="training")
+        board.server.freeze(frozen=True)
+        try:
+            (board.root / "go_on").touch()
+            daemon.wait_for("store.unavailable", timeout_s=60)
+        finally:
+            board.server.freeze(frozen=False)
+        assert daemon.finished(name)[name]["attempt"] == 1
+        assert daemon.stop() == 0
+        _check_the_end(board, [name], daemon.find("submission.finished"))
+    assert _runs(board) == [name]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 def test_restarts_at_any_moment_lose_and_double_nothing(board: Board, number: signal.Signals) -> None:
     """PostgreSQL ends again and again, orderly or as in a power cut, while thirty submissions are run."""
