@@ -226,10 +226,12 @@ async def _run(event: Event, progress: _Progress) -> None:
     # keeps nobody from running.
     telling = asyncio.ensure_future(persist(partial(event.store.set_training, job.submission_id), "a state"))
     try:
-        await _wait(event, progress, allocation)
+        try:
+            await _wait(event, progress, allocation)
+        finally:
+            progress.timings.run_s = _running_for_s(progress.attempt)
         await asyncio.wait({telling}, timeout=_TELL_S)
     finally:
-        progress.timings.run_s = _running_for_s(progress.attempt)
         telling.cancel()
         await asyncio.wait({telling})
         progress.is_told = not telling.cancelled() and telling.exception() is None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from rampd.board_config import DRIVERS, GivenBoard, board_of_process, load_board
-from rampd.errors import ConfigError
-from rampd.event import load_settings
+from rampd.errors import ConfigError, StoreError
+from rampd.event import build_store, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,3 +118,27 @@ def test_an_event_is_loaded_with_the_board(given: GivenBoard, tmp_path: Path, pl
     assert settings.board is not None
     assert settings.board.path == given.database_config
     assert SECRET not in str(settings.masked())
+
+
+def test_no_board_costs_nothing() -> None:
+    """Neither command line imports a database driver that it is not asked for."""
+    program = (
+        "import sys; from rampd.cli import rampctl, rampd; from rampd.cli.commands import boarding, working; "
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"sqlalchemy", "psycopg"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("library", ["psycopg", "sqlalchemy"])
+def test_what_is_not_installed_is_said(
+    given: GivenBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    """The board is an extra: a sentence says which."""
+    config = tmp_path / "event.yml"
+    config.write_text("ramp: {problem_name: iris, event_name: iris}\nworker: {worker_type: conda}\n", encoding="utf-8")
+    for module in [name for name in sys.modules if name.startswith(("rampd.stores.rampboard", "rampd.stores.board_"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(StoreError, match=rf"{library}.* pip install 'rampd\[board\]'"):
+        build_store(load_settings(config))
