@@ -190,7 +190,9 @@ class Dispatcher:
 
     async def _begin(self, group: asyncio.TaskGroup) -> None:
         """Take up what the last daemon left, look at the folders once, and obey what was asked for meanwhile."""
-        for submission, attempt in await recover(self.event, announcements=self._announcements):
+        # A store that goes away just now is waited for: recovery begins again where it was.
+        recovering = partial(recover, self.event, announcements=self._announcements)
+        for submission, attempt in await persist(recovering, "what an earlier daemon left"):
             self._slots.take()
             self._shared.take()
             run = self._spawn(submission, attempt)

@@ -60,6 +60,26 @@ async def test_a_store_that_is_away_is_said_once(
     assert len(find(log_records, "store.recovered")) == 1
 
 
+@pytest.mark.parametrize("step", ["journal.unfinished", "store.get", "store.release_unheld"])
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_store_that_goes_away_at_the_start_is_waited_for(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    """What the last daemon left is taken up when the store is there again, and no daemon ends for it."""
+    room.submit("one")
+    async with room.opened() as event:
+        fail_times(monkeypatch, event, "worker.wait", error=Crash)
+        with pytest.raises(Crash):
+            await attempt_once(event)
+    async with room.opened() as event:
+        failures = fail_times(monkeypatch, event, step, 3, after=after)
+        assert await serve_out(event) == 0
+        assert len(failures) == 3
+        assert await states(event) == {"one": "scored"}
+        outcomes = [(one.outcome, one.final) for one in await event.journal.attempts()]
+        assert outcomes == [(Outcome.INTERRUPTED, False), (Outcome.OK, True)]
+
+
 async def test_a_claim_that_cannot_be_journaled_is_put_back(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     """No submission stays claimed without an attempt."""
     room.submit("one")
