@@ -139,6 +139,8 @@ class BoardDatabase:
         cause = error.orig if isinstance(error, DBAPIError) else error
         sqlstate = getattr(cause, "sqlstate", None) or ""
         said = str(cause).strip().partition("\n")[0] or type(cause).__name__
+        if isinstance(cause, TimeoutError) and not str(cause):
+            said = f"no answer within {STATEMENT_S:g} s"
         is_away = isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError | OSError | TimeoutError)
         if not is_away and isinstance(cause, psycopg.Error):
             return RefusedError(f"the board's database ({self.where}) refused a statement: {said}", sqlstate)

@@ -247,28 +247,6 @@ def test_a_lease_that_was_taken_over_has_no_say(board: Board) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_dead_host_held_is_run_by_another(board: Board) -> None:
-    """A daemon that is killed and does not come back loses its leases after a minute, to the other one."""
-    (name,) = _insert(board, 1, f"until [ -e {board.root}/go_on ]; do sleep 0.02; done")
-    with board_daemon(board, config=second_host(board, "dead")) as dead:
-        dead.wait_for("submission.started")
-        wait_until(lambda: set(board.states().values()) == {"training"}, what="training")
-        dead.kill()
-    wait_until(lambda: not processes_marked(str(board.root / "state-dead")), what="the end of the run")
-    for folder in board.root.glob("running-*"):
-        folder.rmdir()
-    (board.root / "go_on").touch()
-    with board_daemon(board) as daemon:
-        daemon.wait_for("daemon.ready")
-        assert set(board.states().values()) == {"training"}
-        daemon.wait_for("submission.recovered", submission=name, timeout_s=100)
-        assert daemon.finished(name)[name]["attempt"] == 1
-        assert daemon.stop() == 0
-    assert board.query("SELECT attempt FROM rampd_leases") == [(2,)]
-    assert _runs(board) == [name, name]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_kills_at_random_moments_lose_and_double_nothing(board: Board, seed: int) -> None:
     """Twelve submissions, and a daemon that is killed again and again while it works on them."""

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from support.board_daemon import board_daemon, second_host
-from support.daemon import RampdProcess, wait_until
+from support.daemon import RampdProcess, processes_marked, wait_until
 from support.postgres import PASSWORD
 from support.rampctl import rampctl
 
@@ -175,3 +175,27 @@ def test_an_event_of_a_folder_is_served_while_it_is_open(board: Board) -> None:
         assert daemon.stop() == 0
         opened = daemon.records.index(daemon.find("board.event_opened")[0])
         assert opened < daemon.records.index(daemon.find("submission.started", submission=second)[0])
+
+
+def test_what_a_dead_host_held_is_run_by_another(board: Board) -> None:
+    """A daemon that is killed and does not come back loses its leases after a minute, to the other one."""
+    board.deployment.make_stub_environment()
+    run = f"echo $name >>{board.root}/runs; until [ -e {board.root}/go_on ]; do sleep 0.02; done\n"
+    (number,) = board.insert("one", behaviours={"one": run})
+    name = f"submission_{number:09d}"
+    with board_daemon(board, config=second_host(board, "dead")) as dead:
+        dead.wait_for("submission.started")
+        wait_until(lambda: board.states()[number] == "training", what="training")
+        dead.kill()
+    wait_until(lambda: not processes_marked(str(board.root / "state-dead")), what="the end of the run")
+    (board.root / "go_on").touch()
+    with board_daemon(board) as daemon:
+        daemon.wait_for("daemon.ready")
+        assert board.states() == {number: "training"}
+        board.query("UPDATE rampd_leases SET expires_at = expires_at - interval '1 min'")  # as if it had gone by
+        # The server must be up for a minute, too: in a whole run of the tests it is.
+        daemon.wait_for("submission.recovered", submission=name, timeout_s=100)
+        assert daemon.finished(name)[name]["attempt"] == 1
+        assert daemon.stop() == 0
+    assert board.query("SELECT attempt FROM rampd_leases") == [(2,)]
+    assert (board.root / "runs").read_text(encoding="utf-8").split() == [name, name]
