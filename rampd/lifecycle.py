@@ -57,6 +57,10 @@ class _DeadlineError(Exception):
     """The run is over its time. No TimeoutError: a worker's own time-outs are something else."""
 
 
+class _LostClaimError(Exception):
+    """Another daemon has claimed the submission: this run is in vain."""
+
+
 @dataclass(frozen=True, slots=True)
 class Conclusion:
     """What the dispatcher learns of an attempt that is over."""
@@ -189,6 +193,9 @@ async def _run_and_judge(event: Event, progress: _Progress) -> Verdict:
         return await _obey(event, progress, ordered.order)
     except _DeadlineError:
         return await _time_out(event, progress)
+    except _LostClaimError:
+        await _stop(event, progress)
+        return Verdict(Outcome.INTERRUPTED, None, reason="another daemon has claimed it, and runs it")
     return await _judge(event, progress)
 
 
@@ -203,7 +210,7 @@ async def _run(event: Event, progress: _Progress) -> None:
 
     Raises
     ------
-    OrderedError, _DeadlineError, WorkerError, StoreError
+    OrderedError, _DeadlineError, _LostClaimError, WorkerError, StoreError
     """
     worker, journal = event.worker, event.journal
     job, orders, attempt = progress.job, progress.orders, progress.attempt
@@ -253,6 +260,8 @@ async def _wait(event: Event, progress: _Progress, allocation: Allocation) -> No
                     break
             if left_s <= 0 and not await _has_ended_unseen(event, progress, allocation):
                 raise _DeadlineError
+            if event.store.is_lost(progress.job.submission_id):
+                raise _LostClaimError
             await progress.orders.obeyed(_nap(waiting, _LONGEST_NAP_S if left_s <= 0 else min(left_s, _LONGEST_NAP_S)))
         if waiting.result().timed_out:
             raise _DeadlineError

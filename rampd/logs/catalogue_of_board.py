@@ -30,7 +30,7 @@ BOARD_RECORDS: Final[Mapping[str, EventSpec]] = {
     ),
     "lease.lost": EventSpec(
         "warning",
-        "Another daemon claimed a submission whose lease could not be renewed in time; its outcome counts.",
+        "Another daemon claimed a submission whose lease could not be renewed in time; the run here is ended.",
         {},
     ),
     "lease.parked": EventSpec(

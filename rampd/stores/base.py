@@ -102,6 +102,11 @@ class SubmissionStore(ABC):
     async def release_unheld(self, held: Collection[int]) -> Sequence[Submission]:
         """Put whatever is `sent_to_training` or `training` and not in `held` back to `new`, and return it."""
 
+    def is_lost(self, submission_id: int) -> bool:
+        """Say whether it is known already that another daemon has claimed a submission of ours: its run is in vain."""
+        del submission_id
+        return False
+
     async def confirm(self, submission_id: int) -> None:  # noqa: B027 -- most stores have one daemon, and nothing to do
         """Make sure that a submission is still this daemon's, before anything outside the store is written for it.
 

@@ -60,6 +60,8 @@ class Holding:
         self._prepared = asyncio.Event()
         self._attempts: dict[int, int] = {}
         self._sure_until: dict[int, float] = {}
+        self.lost: set[int] = set()
+        """What another daemon has claimed while this one could not renew, and has not been claimed here since."""
         self._renewed_at = 0.0
         self._lock_pid: int | None = None
         self._owner = ""
@@ -157,6 +159,7 @@ class Holding:
         asked_at
             CLOCK_BOOTTIME before the claim was sent, in seconds: nobody else may claim for LEASE_S from then on.
         """
+        self.lost.discard(submission_id)
         self._attempts[submission_id] = attempt or 0
         self._sure_until[submission_id] = asked_at + LEASE_S
 
@@ -218,6 +221,7 @@ class Holding:
                     self._sure_until[submission_id] = asked_at + LEASE_S
                 else:
                     self.let_go(submission_id)
+                    self.lost.add(submission_id)
                     log.warning("lease.lost", submission_id=submission_id)
 
     async def _keep_lock(self, first: asyncio.Future[None]) -> None:

@@ -231,6 +231,10 @@ class RampBoardStore(SubmissionStore):
         self.changed.set()
         return [self._submission(row) for row in rows]
 
+    def is_lost(self, submission_id: int) -> bool:
+        """Say whether its lease is another's; see `SubmissionStore.is_lost`."""
+        return submission_id in self._holding.lost
+
     async def confirm(self, submission_id: int) -> None:
         """Make sure that nobody else has claimed it; see `SubmissionStore.confirm`."""
         if self._holding.is_sure_of(submission_id):

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rampd import clock
 from rampd.board_config import SqlalchemySection
+from rampd.errors import SupersededError
 from rampd.models import Figures, FoldFigures
 from rampd.states import SubmissionState
 from rampd.stores.directory import DirectoryStore
@@ -133,6 +135,41 @@ class TestRampBoardStore(StoreContract):
             back = await store.claim()
             assert back is not None
             assert back.name == "gone"
+
+    async def test_a_lease_that_another_has_is_lost(self, tmp_path: Path) -> None:
+        """A renewal tells: what was claimed elsewhere meanwhile, and what is still this daemon's."""
+        async with self.open_store(tmp_path) as store:
+            assert isinstance(store, ByTitle)
+            await self.add(store, "lost")
+            await self.add(store, "kept")
+            lost, kept = await store.claim(), await store.claim()
+            assert lost is not None
+            assert kept is not None
+            take = "UPDATE rampd_leases SET owner = 'another', attempt = attempt + 1 WHERE submission_id = %s"
+            self.board.query(take, [lost.id])
+            await store.board.holding.renew()
+            assert (store.is_lost(lost.id), store.is_lost(kept.id)) == (True, False)
+            with pytest.raises(SupersededError):
+                await store.confirm(lost.id)
+            with pytest.raises(SupersededError):
+                await store.set_training(lost.id)
+            await store.release(lost.id)
+            assert (await store.get("lost")).state is SubmissionState.SENT_TO_TRAINING
+            await store.confirm(kept.id)
+            await store.set_training(kept.id)
+
+    async def test_what_runs_here_is_taken_back_from_the_queue(self, tmp_path: Path) -> None:
+        """Put back by another daemon while this one was cut off, and claimed by nobody: it is running after all."""
+        async with self.open_store(tmp_path) as store:
+            assert isinstance(store, ByTitle)
+            number = await self._at(store, "one", SubmissionState.TRAINING)
+            self.board.query("UPDATE submissions SET state = 'new'")
+            self.board.query("UPDATE rampd_leases SET expires_at = NULL")
+            store.board.holding.hold(number, 1, asked_at=clock.boottime() - 61)
+            await store.board.holding.renew()
+            assert (await store.get("one")).state is SubmissionState.TRAINING
+            assert not store.is_lost(number)
+            assert self.board.query("SELECT DISTINCT state FROM submissions WHERE name = 'starting_kit'") == [("new",)]
 
     async def test_a_claim_that_nobody_heard_of_is_put_back(self, tmp_path: Path) -> None:
         """A claim that was made, and whose answer was lost with the connection, waits again after half a minute."""

@@ -382,6 +382,21 @@ async def test_an_outcome_says_first_that_the_run_had_begun(room: EventRoom, mon
         assert await states(event) == ["new", "sent_to_training", "training", "training_error"]
 
 
+async def test_a_run_whose_claim_was_lost_is_ended(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch, log_records: list[Record]
+) -> None:
+    """What another daemon runs by now is not run on here; nobody is charged, and the store is left alone."""
+    room.submit("one", hung_run())
+    monkeypatch.setattr(lifecycle, "_LONGEST_NAP_S", 0.01)
+    async with room.opened() as event:
+        lost = iter([False, False])
+        monkeypatch.setattr(event.store, "is_lost", lambda _: next(lost, True))
+        assert (await attempt_once(event)).outcome is Outcome.INTERRUPTED
+        assert await closed(event) == [(Outcome.INTERRUPTED, False)]
+        assert fake(event).outside == {}
+    assert len(find(log_records, "submission.retried", reason="another daemon has claimed it, and runs it")) == 1
+
+
 async def test_a_superseded_outcome_is_dropped(
     room: EventRoom, monkeypatch: pytest.MonkeyPatch, log_records: list[Record]
 ) -> None:
