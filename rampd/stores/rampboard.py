@@ -12,7 +12,7 @@ import difflib
 import re
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -24,6 +24,7 @@ from rampd.stores.base import SubmissionStore
 from rampd.stores.board_arrays import stored_none
 from rampd.stores.board_event import BoardEvent
 from rampd.stores.board_figures import bulk_parameters
+from rampd.stores.board_states import state_of, words_of
 from rampd.stores.board_tables import FORGET_GONE
 from rampd.stores.board_watch import BoardWatch
 
@@ -43,14 +44,6 @@ _CLAIM_TRIES = 50
 _LOCKED_S = 0.02
 
 _NAME = re.compile(r"submission_([0-9]{9,10})")
-_OTHER_STATES: Final = {
-    "checked": SubmissionState.TESTED,
-    "trained": SubmissionState.TESTED,
-    "validated": SubmissionState.TESTED,
-    "validating_error": SubmissionState.TRAINING_ERROR,
-    "testing_error": SubmissionState.TRAINING_ERROR,
-}
-"""What older dispatchers have left in the board (ramp_database/model/submission.py, `submission_states`)."""
 _MIB = 1 << 20
 
 
@@ -295,7 +288,7 @@ class RampBoardStore(SubmissionStore):
         """Put a submission that has ended at the end of the queue; see `SubmissionStore.requeue`."""
         await self._holding.prepare()
         rows = await self.board.ask(
-            self._holding.statements.requeue, id=submission_id, before=_raw(FINAL_STATES), none=stored_none()
+            self._holding.statements.requeue, id=submission_id, before=words_of(FINAL_STATES), none=stored_none()
         )
         if rows and not rows[0]["moved"] and rows[0]["before"] != SubmissionState.NEW:
             raise _cannot(submission_id, rows[0]["before"], SubmissionState.NEW)
@@ -326,7 +319,7 @@ class RampBoardStore(SubmissionStore):
                 **self._holding.fence(submission_id),
                 "id": submission_id,
                 # What was put back while this daemon was cut off is still its own as long as nobody claims it.
-                "before": _raw({*before, SubmissionState.NEW} if self._holding.is_leased else set(before)),
+                "before": words_of({*before, SubmissionState.NEW} if self._holding.is_leased else set(before)),
                 **parameters,
             },
         )
@@ -362,7 +355,7 @@ class RampBoardStore(SubmissionStore):
         return Submission(
             id=row["id"],
             name=self._name_of(row["id"]),
-            state=_state(row["state"]),
+            state=state_of(row["state"]),
             queued_at=row["queued_at"],
             state_at=row["state_at"],
             error_msg=row["error_msg"],
@@ -387,13 +380,13 @@ class RampBoardStore(SubmissionStore):
         """Return how many submissions are in each state, sandboxes apart."""
         counts = dict.fromkeys(SubmissionState, 0)
         for row in await self.board.ask(self._holding.statements.counts):
-            counts[_state(row["state"])] += row["n"]
+            counts[state_of(row["state"])] += row["n"]
         return counts
 
     async def history(self, submission_id: int) -> Sequence[tuple[SubmissionState, float]]:
         """Return every transition with its time; without our tables, the arrival alone."""
         rows = await self.board.ask(self._holding.statements.history, id=submission_id)
-        return [(_state(row["state"]), row["at"]) for row in rows]
+        return [(state_of(row["state"]), row["at"]) for row in rows]
 
     async def scores(self) -> Mapping[int, Scores]:
         """Return the scores of every scored submission, as the board has them: whichever dispatcher wrote them."""
@@ -406,19 +399,6 @@ class RampBoardStore(SubmissionStore):
                 if values and (step != "test" or row["has_test"]):
                     steps[step] = ramp_test.summarize(values, bag)
         return found
-
-
-def _state(raw: str) -> SubmissionState:
-    """Return a board's state in our words."""
-    try:
-        return SubmissionState(raw)
-    except ValueError:
-        return _OTHER_STATES.get(raw, SubmissionState.CHECKING_ERROR)
-
-
-def _raw(states: Collection[SubmissionState]) -> list[str]:
-    """Return states in the board's words, older ones included."""
-    return [*states, *(raw for raw, state in _OTHER_STATES.items() if state in states and state.is_final)]
 
 
 def _cannot(submission_id: int, before: str, state: SubmissionState) -> StoreError:
