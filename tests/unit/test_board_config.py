@@ -78,7 +78,7 @@ def test_options_of_libpq_are_texts(path: Path) -> None:
         (("postgresql", "postgresql+pg8000"), "psycopg 3"),
         (("    database: databoard\n", ""), "sqlalchemy.database: is missing"),
         (("username", "user_name"), "sqlalchemy.user_name: is no key of rampd's; did you mean username?"),
-        (("5432", "'5432'"), "sqlalchemy.port: found '5432'; allowed: a number, without quotes"),
+        (("5432", "'5432'"), "sqlalchemy.port: found '5432'; allowed: a whole number, without quotes"),
         (("5432", "99999"), "sqlalchemy.port: found 99999"),
         (("port: 5432", "query: [sslmode]"), "sqlalchemy.query: found a list; allowed: a mapping of libpq's options"),
         ((SECRET, f"[{SECRET}]"), "sqlalchemy.password: found (hidden)"),
