@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
-from rampd import clock
+from rampd import clock, lifecycle
 from rampd.errors import (
     ResultsError,
     WorkerError,
