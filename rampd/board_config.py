@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 
 from rampd.config_problems import Problems, shown
 from rampd.config_sections import Section, Text, Whole
+from rampd.credentials import DATABASE_PASSWORD, read_credential
 from rampd.yaml_document import read_yaml
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ class SqlalchemySection(Section):
     username: Text | None = None
     """The database's user; null: libpq's own choice (PGUSER, else the user rampd runs as)."""
     password: SecretStr | None = None
-    """Its password; null: libpq's own choice (PGPASSWORD, ~/.pgpass, or none)."""
+    """Its password; null: the credential database_password that systemd hands over (LoadCredential=), else libpq's own
+    choice (PGPASSWORD, ~/.pgpass, or none)."""
     host: Text | None = None
     """The server, or the folder of its socket; null: libpq's own choice (PGHOST, else the local socket)."""
     port: Annotated[Whole, Field(ge=1, le=65535)] | None = None
@@ -97,6 +99,8 @@ class BoardSettings:
     """The interpreter that builds leaderboards; None for the first that can import ramp_database."""
     only_while_open: bool = False
     """Whether the event is served between its opening and its closing alone."""
+    has_password_in_file: bool = False
+    """Whether the file itself has the password, and so should be kept from others."""
 
     def masked(self) -> dict[str, Any]:
         """Return the settings for people to see, without the password."""
@@ -113,7 +117,7 @@ def load_board(given: GivenBoard) -> BoardSettings:
     Raises
     ------
     ConfigError
-        With every problem of the section.
+        With every problem of the section; or the password that the service manager hands over cannot be read.
     """
     path = given.database_config
     document = read_yaml(path)
@@ -132,7 +136,10 @@ def load_board(given: GivenBoard) -> BoardSettings:
             problems.add_validation((_SECTION,), error, data)
     if problems or section is None:
         raise problems.error()
-    return BoardSettings(path.absolute(), section, given.python, given.only_while_open)
+    in_file = section.password is not None
+    if not in_file and (password := read_credential(DATABASE_PASSWORD)) is not None:
+        section = section.model_copy(update={"password": SecretStr(password)})
+    return BoardSettings(path.absolute(), section, given.python, given.only_while_open, in_file)
 
 
 def _named(fields: Iterable[str]) -> str:

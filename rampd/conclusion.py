@@ -12,6 +12,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 from rampd import clock
 from rampd.errors import ResultsError, StoreError, SupersededError, WorkerError
 from rampd.files import remove_tree, swap_into_place
+from rampd.judging import CANCELLED_MESSAGE
+from rampd.models import Verdict
 from rampd.states import Outcome, SubmissionState
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from rampd.announcements import Announcements
     from rampd.event import Event
-    from rampd.models import Attempt, Scores, Submission, Verdict
+    from rampd.models import Attempt, Scores, Submission
     from rampd.workers.base import Allocation
 
 T = TypeVar("T")
@@ -212,6 +214,12 @@ async def decide_unrun(event: Event, submission: Submission, verdict: Verdict, *
         if verdict.outcome is Outcome.CANCELLED:
             log.info("submission.cancelled")
         await conclude(event, submission, decided, announcements=announcements)
+
+
+async def cancel_unrun(event: Event, submission: Submission, *, announcements: Announcements) -> None:
+    """End a waiting submission by the organizers' word; see `decide_unrun`."""
+    verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
+    await decide_unrun(event, submission, verdict, announcements=announcements)
 
 
 def finished_fields(

@@ -18,16 +18,14 @@ from rampd import clock
 from rampd.announcements import Announcements
 from rampd.backoffs import Backoffs
 from rampd.claims import Claims
-from rampd.conclusion import bound_fields, decide_unrun, persist
+from rampd.conclusion import bound_fields, cancel_unrun, persist
 from rampd.errors import StoreError
 from rampd.event import WAKE_FILE
 from rampd.hold import CHECK_INTERVAL_S, Hold
-from rampd.judging import CANCELLED_MESSAGE
 from rampd.lifecycle import Parked, attempt_submission
-from rampd.models import Verdict
 from rampd.notes import Notes
 from rampd.orders import Order, Orders, Run
-from rampd.outage import Outage
+from rampd.outage import Outage, until_it_works
 from rampd.pulse import Pulse
 from rampd.recovery import reclaim_now_and_then, recover
 from rampd.requests import Requests
@@ -340,18 +338,12 @@ class Dispatcher:
         else:
             await self._notes.capacity()
         # Last, with no await after it: whoever cancels until then was told that it is being stopped.
-        if not conclusion.final and orders.order is Order.CANCEL:
-            await self._cancel_put_back(submission)
-        elif conclusion.final:
-            self.finished += 1
-
-    async def _cancel_put_back(self, submission: Submission) -> None:
-        """Obey a cancel that came when the attempt was decided already, and the submission went back to `new`."""
-        verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
-        ending = partial(decide_unrun, self.event, submission, verdict, announcements=self._announcements)
-        await persist(ending, "an outcome")
-        self._backoffs.drop(submission.id)
-        self.finished += 1
+        is_cancelled = not conclusion.final and orders.order is Order.CANCEL
+        if is_cancelled:  # the order came when the attempt was decided, and the submission had gone back to `new`
+            ending = partial(cancel_unrun, self.event, submission, announcements=self._announcements)
+            await persist(ending, "an outcome")
+            self._backoffs.drop(submission.id)
+        self.finished += conclusion.final or is_cancelled
 
     async def _is_done(self) -> bool:
         """Say whether nothing is new, settling, queued, in backoff, running or being written (hunger_policy exit)."""
@@ -374,17 +366,9 @@ class Dispatcher:
 
     async def _listen(self) -> None:
         """Answer what the operator asks for, now and whenever the wake file is touched."""
-        path = self.event.settings.dispatcher.state_dir / WAKE_FILE
-        async with FileWatch(path) as wake:
+        async with FileWatch(self.event.settings.dispatcher.state_dir / WAKE_FILE) as wake:
             while True:
-                outage = Outage()
-                while True:
-                    try:
-                        await self._answer_requests()
-                        break
-                    except StoreError as error:
-                        await asyncio.sleep(outage.seen(error))
-                outage.is_over()
+                await until_it_works(self._answer_requests)
                 await wake.touched()
 
     async def _answer_requests(self) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import structlog
 
 from rampd import clock
+from rampd.errors import StoreError
 from rampd.judging import backoff_s
 
 if TYPE_CHECKING:
-    from rampd.errors import StoreError
+    from collections.abc import Awaitable, Callable
 
 log = structlog.get_logger("rampd.dispatcher")
 
@@ -38,3 +40,16 @@ class Outage:
         if self._tries:
             log.info("store.recovered", down_s=clock.boottime() - self._since)
             self._tries = 0
+
+
+async def until_it_works(step: Callable[[], Awaitable[None]]) -> None:
+    """Repeat a step that needs the store until it succeeds, with growing delays."""
+    outage = Outage()
+    while True:
+        try:
+            await step()
+        except StoreError as error:
+            await asyncio.sleep(outage.seen(error))
+        else:
+            outage.is_over()
+            return

@@ -14,8 +14,8 @@ import structlog
 from rampd.conclusion import (
     STAGING_PREFIX,
     bound_fields,
+    cancel_unrun,
     conclude,
-    decide_unrun,
     finished_fields,
     persist,
 )
@@ -67,10 +67,7 @@ async def recover(event: Event, *, announcements: Announcements) -> list[tuple[S
             elif attempt in decided:
                 await conclude(event, submission, attempt, announcements=announcements)
                 if not attempt.final and await persist(partial(event.journal.is_cancelled, attempt), "a request"):
-                    verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
-                    await persist(
-                        partial(decide_unrun, event, submission, verdict, announcements=announcements), "an outcome"
-                    )
+                    await persist(partial(cancel_unrun, event, submission, announcements=announcements), "an outcome")
             else:
                 await _interrupt(event, submission, attempt, announcements=announcements)
     for put_back in await event.store.release_unheld({submission.id for submission, _ in going_on}):

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, assert_never
 
 import structlog
 
-from rampd.conclusion import decide_unrun
+from rampd.conclusion import cancel_unrun
 from rampd.errors import UnknownSubmissionError
-from rampd.judging import CANCELLED_MESSAGE
-from rampd.models import Verdict
 from rampd.orders import Order
-from rampd.states import Outcome, RequestKind, SubmissionState
+from rampd.states import RequestKind, SubmissionState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,8 +80,7 @@ class Requests:
         # Only now: what does not run, and cannot be claimed meanwhile, stays as it is found here.
         submission = await self.event.store.get(name)
         if submission.state is SubmissionState.NEW:
-            verdict = Verdict(Outcome.CANCELLED, None, CANCELLED_MESSAGE)
-            await decide_unrun(self.event, submission, verdict, announcements=self._announcements)
+            await cancel_unrun(self.event, submission, announcements=self._announcements)
             return True, "it was waiting and will not run"
         if not submission.state.is_final:
             return False, f"another daemon runs it ({submission.state}); ask there"

@@ -29,7 +29,7 @@ async def examine_board(settings: Settings, board: BoardSettings) -> list[Findin
     """
     findings = [Finding("database-config", is_ok=True, detail=str(board.path))]
     mode = _mode(board.path)
-    if mode & 0o004 and board.database.password is not None:
+    if mode & 0o004 and board.has_password_in_file:
         detail = f"{board.path} has a password in it and everybody may read it (mode {mode:03o}); chmod o-r"
         findings.append(Finding("database-config", is_ok=True, detail=detail, is_warning=True))
     try:

@@ -1,7 +1,8 @@
-"""The board's words for states, and ours."""
+"""The board's words for submissions and their states, and ours."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from rampd.states import SubmissionState
@@ -17,6 +18,21 @@ _OTHER_STATES: Final = {
     "testing_error": SubmissionState.TRAINING_ERROR,
 }
 """What older dispatchers have left in the board (ramp_database/model/submission.py, `submission_states`)."""
+
+_NAME = re.compile(r"submission_([0-9]{9,10})")
+_MOST = 1 << 31
+"""PostgreSQL's integer ends here."""
+
+
+def name_of(submission_id: int) -> str:
+    """Return the name of a submission's folder (ramp_database/model/submission.py, `Submission.path`)."""
+    return f"submission_{submission_id:09d}"
+
+
+def id_of(name: str) -> int | None:
+    """Return the id of a submission whose folder has this name; None for a name that no submission can have."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match and int(match[1]) < _MOST else None
 
 
 def state_of(raw: str) -> SubmissionState:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import re
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from rampd.stores.base import SubmissionStore
 from rampd.stores.board_arrays import stored_none
 from rampd.stores.board_event import BoardEvent
 from rampd.stores.board_figures import bulk_parameters
-from rampd.stores.board_states import state_of, words_of
+from rampd.stores.board_states import id_of, name_of, state_of, words_of
 from rampd.stores.board_tables import FORGET_GONE
 from rampd.stores.board_watch import BoardWatch
 
@@ -42,9 +41,6 @@ log = structlog.get_logger("rampd.stores.rampboard")
 
 _CLAIM_TRIES = 50
 _LOCKED_S = 0.02
-
-_NAME = re.compile(r"submission_([0-9]{9,10})")
-_MIB = 1 << 20
 
 
 class RampBoardStore(SubmissionStore):
@@ -92,7 +88,7 @@ class RampBoardStore(SubmissionStore):
         self._only_while_open = only_while_open
         self._watch = BoardWatch(
             self.board,
-            name_of=self._name_of,
+            name_of=name_of,
             on_found=self.changed.set,
             on_placed=partial(self._pages_changed, final=False),
         )
@@ -149,7 +145,7 @@ class RampBoardStore(SubmissionStore):
         if self._only_while_open and not self.is_open:
             return None
         await self._holding.prepare()
-        self._missing = {one for one in self._missing if not (self._submissions_dir / self._name_of(one)).is_dir()}
+        self._missing = {one for one in self._missing if not (self._submissions_dir / name_of(one)).is_dir()}
         passed_over = [*skip, *self._missing]
         for _ in range(_CLAIM_TRIES):
             submission = await self._claim(self._holding.statements.claim, skip=passed_over)
@@ -190,7 +186,7 @@ class RampBoardStore(SubmissionStore):
     async def claim_named(self, name: str) -> Submission | None:
         """Claim one; see `SubmissionStore.claim_named`."""
         await self._holding.prepare()
-        submission_id = self._id_of(name)
+        submission_id = id_of(name)
         if submission_id is not None:
             rows = await self.board.ask(self._holding.statements.sandbox, id=submission_id)
             if rows and rows[0]["is_sandbox"]:
@@ -237,7 +233,7 @@ class RampBoardStore(SubmissionStore):
             rows = await self.board.ask(self._holding.statements.whose, id=submission_id)
             if rows and not rows[0]["ours"] and rows[0]["state"] != SubmissionState.NEW:
                 self._holding.let_go(submission_id)
-                raise SupersededError(self._name_of(submission_id))
+                raise SupersededError(name_of(submission_id))
 
     # Outcomes.
 
@@ -256,7 +252,7 @@ class RampBoardStore(SubmissionStore):
         The figures of folds and bags are read from the predictions. Where those have gone meanwhile, the last bags
         are all that is kept.
         """
-        folder = self._predictions_dir / self._name_of(submission_id)
+        folder = self._predictions_dir / name_of(submission_id)
         try:
             figures = await asyncio.to_thread(self._read_figures, folder)
         except (BadResultsError, OSError) as error:
@@ -330,7 +326,7 @@ class RampBoardStore(SubmissionStore):
             return
         if not found["held"] and found["before"] != SubmissionState.NEW:
             self._holding.let_go(submission_id)
-            raise SupersededError(self._name_of(submission_id))
+            raise SupersededError(name_of(submission_id))
         raise _cannot(submission_id, found["before"], state)
 
     async def _take(self, submission_id: int, state: SubmissionState) -> None:
@@ -344,17 +340,10 @@ class RampBoardStore(SubmissionStore):
 
     # Reading.
 
-    def _name_of(self, submission_id: int) -> str:
-        return f"submission_{submission_id:09d}"
-
-    def _id_of(self, name: str) -> int | None:
-        match = _NAME.fullmatch(name)
-        return int(match[1]) if match and int(match[1]) < 1 << 31 else None
-
     def _submission(self, row: Row) -> Submission:
         return Submission(
             id=row["id"],
-            name=self._name_of(row["id"]),
+            name=name_of(row["id"]),
             state=state_of(row["state"]),
             queued_at=row["queued_at"],
             state_at=row["state_at"],
@@ -363,7 +352,7 @@ class RampBoardStore(SubmissionStore):
 
     async def get(self, name: str) -> Submission:
         """Return one submission; see `SubmissionStore.get`."""
-        submission_id = self._id_of(name)
+        submission_id = id_of(name)
         if submission_id is not None:
             rows = await self.board.ask(self._holding.statements.one, id=submission_id)
             if rows:
@@ -407,4 +396,4 @@ def _cannot(submission_id: int, before: str, state: SubmissionState) -> StoreErr
 
 def _mib(size_bytes: int | None) -> float | None:
     """Return a size as the board has it: what it calls MB is what memory_profiler calls MB, 2**20 bytes."""
-    return size_bytes / _MIB if size_bytes is not None else None
+    return size_bytes / (1 << 20) if size_bytes is not None else None

@@ -71,7 +71,7 @@ class AwsWorker(Worker[AwsAllocation]):
 
     def __init__(self, config: WorkerConfig, context: WorkerContext) -> None:
         super().__init__(config, context)
-        self._ec2 = Ec2(self.config.access)
+        self._ec2 = Ec2(self.config.access())
         self._watch = InstanceWatch(
             self._instances, interval_s=min(_LOOK_INTERVAL_S, context.time_between_collection_s)
         )

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from rampd.config_sections import Location, Seconds, Text, Whole, WorkerConfig
+from rampd.credentials import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, read_credential
+from rampd.errors import ConfigError
 from rampd.remote.instances import Ec2Access
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ class AwsConfig(WorkerConfig):
     timeout: Seconds = 86400.0
     """Seconds that a submission may run; its instance is paid for as long."""
     access_key_id: Text | None = None
-    """The access key's id; null: profile_name, or the standard AWS chain (environment, files, the machine's role)."""
+    """The access key's id; null: profile_name, else the credential that systemd hands over (LoadCredential=), else the
+    standard AWS chain (environment, files, the machine's role)."""
     secret_access_key: SecretStr | None = None
     """The access key's secret; stands together with access_key_id."""
     profile_name: Text | None = None
@@ -159,13 +162,28 @@ class AwsConfig(WorkerConfig):
             raise ValueError("access_key_id and secret_access_key, or profile_name, not both")
         return self
 
-    @property
     def access(self) -> Ec2Access:
-        """How EC2 is reached."""
-        secret = self.secret_access_key
+        """Return how EC2 is reached: by the config's key or profile, else the service manager's key, else AWS's chain.
+
+        Blocking: reads two small files where the service manager hands them over.
+
+        Raises
+        ------
+        ConfigError
+            The service manager hands over half a key, or something that is none.
+        """
+        key_id, secret = (
+            self.access_key_id,
+            self.secret_access_key.get_secret_value() if self.secret_access_key else None,
+        )
+        if key_id is None and self.profile_name is None:
+            key_id, secret = read_credential(AWS_ACCESS_KEY_ID), read_credential(AWS_SECRET_ACCESS_KEY)
+            if (key_id is None) != (secret is None):
+                there, missing = (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)[:: -1 if key_id is None else 1]
+                raise ConfigError([f"$CREDENTIALS_DIRECTORY has {there} and no {missing}: hand over both, or neither"])
         return Ec2Access(
-            access_key_id=self.access_key_id,
-            secret_access_key=secret.get_secret_value() if secret else None,
+            access_key_id=key_id,
+            secret_access_key=secret,
             profile_name=self.profile_name,
             region_name=self.region_name,
             endpoint_url=self.endpoint_url,

@@ -65,6 +65,25 @@ def test_what_is_empty_is_left_to_libpq(path: Path) -> None:
     assert database.password.get_secret_value() == "1234"
 
 
+def test_the_service_manager_s_password_counts_where_the_file_has_none(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What systemd hands over need not stand in the file; a password in it is its owner's own word."""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "database_password").write_text("handed over\n", encoding="utf-8")
+    assert load_board(GivenBoard(path)).has_password_in_file
+    own = load_board(GivenBoard(path)).database.password
+    assert own is not None
+    assert own.get_secret_value() != "handed over"
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "password" not in line]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    board = load_board(GivenBoard(path))
+    assert not board.has_password_in_file
+    assert board.database.password is not None
+    assert board.database.password.get_secret_value() == "handed over"
+    assert "handed over" not in repr(board) + str(board.masked())
+
+
 def test_options_of_libpq_are_texts(path: Path) -> None:
     """Numbers in YAML are texts to libpq."""
     path.write_text(TEMPLATE + "    query: {sslmode: require, connect_timeout: 9}\n", encoding="utf-8")

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from rampd.config import DispatcherSection
+from rampd.errors import ConfigError
 from rampd.workers.aws_config import AwsConfig
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -37,7 +38,7 @@ def test_what_is_needed_is_enough() -> None:
     assert (config.timeout, config.use_spot_instance, config.ssh_port) == (86400.0, False, 22)
     assert config.instance_type == ("t2.micro",)
     assert config.remote_ramp_kit_folder == "/home/ubuntu/ramp-kits/iris"
-    assert config.access.access_key_id is None
+    assert config.access().access_key_id is None
 
 
 def test_a_list_of_types_keeps_its_order() -> None:
@@ -95,8 +96,8 @@ def test_keys_that_go_together(settings: dict[str, Any], sentence: str) -> None:
 def test_a_secret_is_shown_nowhere() -> None:
     """Neither in the config nor in what is made of it."""
     config = made(access_key_id="AKIA", secret_access_key="made-up")  # noqa: S106 -- made up
-    assert "made-up" not in repr(config) + config.model_dump_json() + repr(config.access)
-    assert config.access.secret_access_key == "made-up"  # noqa: S105 -- as above
+    assert "made-up" not in repr(config) + config.model_dump_json() + repr(config.access())
+    assert config.access().secret_access_key == "made-up"  # noqa: S105 -- as above
 
 
 def test_the_deadman_follows_the_timeout() -> None:
@@ -125,3 +126,21 @@ def test_the_documented_config_is_one(page: str) -> None:
     config = AwsConfig.model_validate(document["worker"])
     if "dispatcher" in document:
         assert config.advice(DispatcherSection.model_validate(document["dispatcher"])) == []
+
+
+def test_the_service_manager_s_key_counts_where_the_config_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What systemd hands over stands in no config; a key or a profile in the config is somebody's own word."""
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "aws_access_key_id").write_text("AKIAHANDEDOVER\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="has aws_access_key_id and no aws_secret_access_key"):
+        made().access()
+    (tmp_path / "aws_secret_access_key").write_text("made-up\n", encoding="utf-8")
+    access = made().access()
+    assert (access.access_key_id, access.secret_access_key) == ("AKIAHANDEDOVER", "made-up")
+    assert made(profile_name="rampd").access().access_key_id is None
+    assert made(access_key_id="AKIAOWN", secret_access_key="own").access().access_key_id == "AKIAOWN"  # noqa: S106 -- made up
+    (tmp_path / "aws_access_key_id").unlink()
+    with pytest.raises(ConfigError, match="has aws_secret_access_key and no aws_access_key_id"):
+        made().access()
