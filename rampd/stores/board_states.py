@@ -1,4 +1,4 @@
-"""The board's words for submissions and their states, and ours."""
+"""The board's words for submissions, their states and sizes, and ours."""
 
 from __future__ import annotations
 
@@ -46,3 +46,8 @@ def state_of(raw: str) -> SubmissionState:
 def words_of(states: Collection[SubmissionState]) -> list[str]:
     """Return states in the board's words, older ones included."""
     return [*states, *(raw for raw, state in _OTHER_STATES.items() if state in states and state.is_final)]
+
+
+def mib_of(size_bytes: int | None) -> float | None:
+    """Return a size as the board has it: what it calls MB is what memory_profiler calls MB, 2**20 bytes."""
+    return size_bytes / (1 << 20) if size_bytes is not None else None

@@ -23,7 +23,7 @@ from rampd.stores.base import SubmissionStore
 from rampd.stores.board_arrays import stored_none
 from rampd.stores.board_event import BoardEvent
 from rampd.stores.board_figures import bulk_parameters
-from rampd.stores.board_states import id_of, name_of, state_of, words_of
+from rampd.stores.board_states import id_of, mib_of, name_of, state_of, words_of
 from rampd.stores.board_tables import FORGET_GONE
 from rampd.stores.board_watch import BoardWatch
 
@@ -66,6 +66,9 @@ class RampBoardStore(SubmissionStore):
         Reads predictions.
     """
 
+    _name_of = staticmethod(name_of)
+    _id_of = staticmethod(id_of)
+
     def __init__(
         self,
         section: SqlalchemySection,
@@ -88,7 +91,7 @@ class RampBoardStore(SubmissionStore):
         self._only_while_open = only_while_open
         self._watch = BoardWatch(
             self.board,
-            name_of=name_of,
+            name_of=self._name_of,
             on_found=self.changed.set,
             on_placed=partial(self._pages_changed, final=False),
         )
@@ -145,7 +148,7 @@ class RampBoardStore(SubmissionStore):
         if self._only_while_open and not self.is_open:
             return None
         await self._holding.prepare()
-        self._missing = {one for one in self._missing if not (self._submissions_dir / name_of(one)).is_dir()}
+        self._missing = {one for one in self._missing if not (self._submissions_dir / self._name_of(one)).is_dir()}
         passed_over = [*skip, *self._missing]
         for _ in range(_CLAIM_TRIES):
             submission = await self._claim(self._holding.statements.claim, skip=passed_over)
@@ -186,7 +189,7 @@ class RampBoardStore(SubmissionStore):
     async def claim_named(self, name: str) -> Submission | None:
         """Claim one; see `SubmissionStore.claim_named`."""
         await self._holding.prepare()
-        submission_id = id_of(name)
+        submission_id = self._id_of(name)
         if submission_id is not None:
             rows = await self.board.ask(self._holding.statements.sandbox, id=submission_id)
             if rows and rows[0]["is_sandbox"]:
@@ -233,7 +236,7 @@ class RampBoardStore(SubmissionStore):
             rows = await self.board.ask(self._holding.statements.whose, id=submission_id)
             if rows and not rows[0]["ours"] and rows[0]["state"] != SubmissionState.NEW:
                 self._holding.let_go(submission_id)
-                raise SupersededError(name_of(submission_id))
+                raise SupersededError(self._name_of(submission_id))
 
     # Outcomes.
 
@@ -252,7 +255,7 @@ class RampBoardStore(SubmissionStore):
         The figures of folds and bags are read from the predictions. Where those have gone meanwhile, the last bags
         are all that is kept.
         """
-        folder = self._predictions_dir / name_of(submission_id)
+        folder = self._predictions_dir / self._name_of(submission_id)
         try:
             figures = await asyncio.to_thread(self._read_figures, folder)
         except (BadResultsError, OSError) as error:
@@ -261,7 +264,7 @@ class RampBoardStore(SubmissionStore):
         await self._write(
             submission_id,
             SubmissionState.SCORED,
-            max_ram=_mib(max_rss_bytes),
+            max_ram=mib_of(max_rss_bytes),
             **bulk_parameters(figures, scores),
         )
         self._end(submission_id)
@@ -272,7 +275,7 @@ class RampBoardStore(SubmissionStore):
         """Say that it failed, and why; see `SubmissionStore.set_failed`."""
         # PostgreSQL's texts have neither NULs nor halves of characters.
         shown = error_msg.replace("\0", "").encode(errors="replace").decode()
-        await self._write(submission_id, state, error_msg=shown, max_ram=_mib(max_rss_bytes))
+        await self._write(submission_id, state, error_msg=shown, max_ram=mib_of(max_rss_bytes))
         self._end(submission_id)
 
     def _end(self, submission_id: int) -> None:
@@ -326,7 +329,7 @@ class RampBoardStore(SubmissionStore):
             return
         if not found["held"] and found["before"] != SubmissionState.NEW:
             self._holding.let_go(submission_id)
-            raise SupersededError(name_of(submission_id))
+            raise SupersededError(self._name_of(submission_id))
         raise _cannot(submission_id, found["before"], state)
 
     async def _take(self, submission_id: int, state: SubmissionState) -> None:
@@ -343,7 +346,7 @@ class RampBoardStore(SubmissionStore):
     def _submission(self, row: Row) -> Submission:
         return Submission(
             id=row["id"],
-            name=name_of(row["id"]),
+            name=self._name_of(row["id"]),
             state=state_of(row["state"]),
             queued_at=row["queued_at"],
             state_at=row["state_at"],
@@ -352,7 +355,7 @@ class RampBoardStore(SubmissionStore):
 
     async def get(self, name: str) -> Submission:
         """Return one submission; see `SubmissionStore.get`."""
-        submission_id = id_of(name)
+        submission_id = self._id_of(name)
         if submission_id is not None:
             rows = await self.board.ask(self._holding.statements.one, id=submission_id)
             if rows:
@@ -392,8 +395,3 @@ class RampBoardStore(SubmissionStore):
 
 def _cannot(submission_id: int, before: str, state: SubmissionState) -> StoreError:
     return StoreError(f"submission {submission_id} is {before} and cannot become {state}")
-
-
-def _mib(size_bytes: int | None) -> float | None:
-    """Return a size as the board has it: what it calls MB is what memory_profiler calls MB, 2**20 bytes."""
-    return size_bytes / (1 << 20) if size_bytes is not None else None
