@@ -8,24 +8,28 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from rampd import clock
 from rampd.errors import StoreError, SubmissionRefusedError
-from rampd.states import SubmissionState
 from rampd.stores.folders import Seen, check_name, is_ignored, look, printable
 from rampd.watch import FolderWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from rampd.states import SubmissionState
 
 log = structlog.get_logger("rampd.stores.arrivals")
 
 _BATCH = 200
 """So many folders are looked at and registered between two breaths of the loop."""
+_NAMES = 500
+"""So many names are read, and looked up, at once."""
 _CHANGE_CHECKS = 200
 """So many ended submissions are looked at for changes in one rescan."""
 _STALE_S = 60.0
@@ -69,14 +73,26 @@ class _Pending:
     """time.monotonic()"""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a submission's row says."""
+
+    id: int
+    state: SubmissionState
+    fingerprint: str
+    """Of its folder, when it was last looked at."""
+
+
 class Registry(Protocol):
-    """What the store lets `Arrivals` write; see `DirectoryStore`."""
+    """What the store lets `Arrivals` write; see `DirectoryRegistry`."""
 
     changed: asyncio.Event
     scanned: asyncio.Event
 
     async def adopt(self) -> None: ...  # noqa: D102
-    async def known(self) -> dict[str, tuple[int, SubmissionState, str]]: ...  # noqa: D102
+    async def known(self, names: Sequence[str]) -> Mapping[str, Known]: ...  # noqa: D102
+    async def waiting(self) -> Mapping[str, int]: ...  # noqa: D102
+    async def ended(self, after: str, limit: int) -> Mapping[str, Known]: ...  # noqa: D102
     async def register(self, arrivals: Sequence[Arrival]) -> set[str]: ...  # noqa: D102
     async def forget(self, submission_id: int, name: str) -> None: ...  # noqa: D102
     async def note_change(self, submission_id: int, state: SubmissionState, found: Arrival) -> None: ...  # noqa: D102
@@ -154,16 +170,29 @@ class Arrivals:
                 self._pending.setdefault(name, _Pending("", now, has_file=False, due=now)).due = now
 
     async def scan(self) -> None:
-        """Look at everything once: new names, ended ones that changed, waiting ones that went."""
+        """Look at everything once: new names, ended ones that changed, waiting ones that went.
+
+        The names are read and asked for in batches: what ended long ago costs time, and no memory.
+        """
         await self._registry.adopt()
-        names = await asyncio.to_thread(self._list_names)
-        known = await self._registry.known()
-        await self._forget_gone(names, known)
-        unknown = names - known.keys()
+        # Before the names: what is registered meanwhile is missed by neither.
+        waiting = dict(await self._registry.waiting())
+        rejected, pending = set(await self._rejections()), set(self._pending)
+        unknown: set[str] = set()
+        names = self._iterate_names()  # which closes the folder when the last thread lets go of it
+        while batch := await asyncio.to_thread(_read_some, names):
+            unknown.update(batch - (await self._registry.known(list(batch))).keys())
+            # The sandbox has a row only where `rampctl run` made one, and never waits for a daemon.
+            for name in batch - {self._sandbox_dir}:
+                waiting.pop(name, None)
+            pending -= batch
+            rejected.difference_update(map(ascii, batch))
+        await self._forget_gone(waiting)
+        await self._forget_rejections(rejected)
         await self._take(unknown, complete=False)
-        await self._check_for_changes(names, known)
-        for name in [name for name in self._pending if name not in names]:
-            del self._pending[name]
+        await self._check_for_changes()
+        for name in pending:
+            self._pending.pop(name, None)
 
     async def admit(self, name: str) -> None:
         """Register one folder at once, by the operator's word: unsettled or the sandbox, but nothing that is refused.
@@ -173,7 +202,7 @@ class Arrivals:
         SubmissionRefusedError
             It is no submission.
         """
-        if name in await self._registry.known():
+        if await self._registry.known([name]):
             return
         check_name(name)
         try:
@@ -184,26 +213,32 @@ class Arrivals:
             await self._registry.register([Arrival(name, seen.fingerprint, seen.newest)])
             self._pending.pop(name, None)
 
-    def _list_names(self) -> set[str]:
+    def _iterate_names(self) -> Iterator[str]:
+        """Read the folder's names, one after the other. Blocking."""
         try:
             with os.scandir(self._submissions_dir) as entries:
-                return {entry.name for entry in entries if not is_ignored(entry.name)}
+                yield from (entry.name for entry in entries if not is_ignored(entry.name))
         except FileNotFoundError:
             self._submissions_dir.mkdir(parents=True, exist_ok=True)
-            return set()
 
-    async def _forget_gone(self, names: set[str], known: dict[str, tuple[int, SubmissionState, str]]) -> None:
-        for name, (submission_id, state, _) in known.items():
-            # The sandbox has a row only where `rampctl run` made one, and never waits for a daemon.
-            if state is SubmissionState.NEW and (name not in names or name == self._sandbox_dir):
-                await self._registry.forget(submission_id, name)
-        rejected = await self._rejections()
-        keys = {ascii(name) for name in names}
-        gone = [key for key in rejected if key not in keys]
-        if gone:
-            await self._registry.unreject(gone)
-            for key in gone:
-                del rejected[key]
+    async def _forget_gone(self, waiting: Mapping[str, int]) -> None:
+        """Forget what waits and was not seen, unless another folder has taken its place meanwhile."""
+        gone = await asyncio.to_thread(lambda: [name for name in waiting if self._is_gone(name)])
+        for name in gone:
+            await self._registry.forget(waiting[name], name)
+
+    def _is_gone(self, name: str) -> bool:
+        try:
+            (self._submissions_dir / name).lstat()
+        except FileNotFoundError:
+            return True
+        return name == self._sandbox_dir
+
+    async def _forget_rejections(self, keys: Collection[str]) -> None:
+        if keys:
+            await self._registry.unreject(keys)
+            for key in keys:
+                (await self._rejections()).pop(key, None)
 
     async def _rejections(self) -> dict[str, str]:
         if self._rejected is None:
@@ -296,24 +331,29 @@ class Arrivals:
 
     async def _note_replaced(self, arrivals: Sequence[Arrival]) -> None:
         """Say of what was renamed over an ended submission that it changed."""
-        known = await self._registry.known() if arrivals else {}
+        known = await self._registry.known([arrival.name for arrival in arrivals]) if arrivals else {}
         for arrival in arrivals:
-            if arrival.name not in known:
+            one = known.get(arrival.name)
+            if one is None:
                 continue  # a claim has forgotten it meanwhile: the rescan finds it anew
-            submission_id, state, fingerprint = known[arrival.name]
-            if state.is_final and fingerprint != arrival.fingerprint:
-                await self._registry.note_change(submission_id, state, arrival)
+            if one.state.is_final and one.fingerprint != arrival.fingerprint:
+                await self._registry.note_change(one.id, one.state, arrival)
 
-    async def _check_for_changes(self, names: set[str], known: dict[str, tuple[int, SubmissionState, str]]) -> None:
-        """Look at some of the ended submissions; the next rescan looks at the next ones."""
-        ended = sorted(name for name, (_, state, _) in known.items() if state.is_final and name in names)
-        if not ended:
-            return
-        later = [name for name in ended if name > self._change_cursor]
-        chosen = (later + ended[: len(ended) - len(later)])[:_CHANGE_CHECKS]
-        self._change_cursor = chosen[-1] if len(chosen) < len(ended) else ""
-        looks = await asyncio.to_thread(self._look_at, chosen, {})
-        for name, found in looks:
-            submission_id, state, fingerprint = known[name]
-            if isinstance(found, Seen) and found.fingerprint != fingerprint:
-                await self._registry.note_change(submission_id, state, Arrival(name, found.fingerprint, found.newest))
+    async def _check_for_changes(self) -> None:
+        """Look at some of the ended submissions that are there; the next rescan looks at the next ones."""
+        left = _CHANGE_CHECKS
+        while left > 0:
+            ended = await self._registry.ended(self._change_cursor, _CHANGE_CHECKS)
+            self._change_cursor = max(ended) if len(ended) == _CHANGE_CHECKS else ""
+            for name, found in await asyncio.to_thread(self._look_at, list(ended), {}):
+                left -= found is not None
+                one = ended[name]
+                if isinstance(found, Seen) and found.fingerprint != one.fingerprint:
+                    await self._registry.note_change(one.id, one.state, Arrival(name, found.fingerprint, found.newest))
+            if not self._change_cursor:
+                return
+
+
+def _read_some(names: Iterator[str]) -> set[str]:
+    """Take the next names, if there are any left. Blocking."""
+    return set(islice(names, _NAMES))

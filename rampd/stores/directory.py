@@ -1,36 +1,34 @@
 """The embedded store: submissions are folders, their states and scores are rows of an SQLite file.
 
-`DirectoryStore` keeps the rows; `rampd.stores.arrivals` finds the folders.
+`DirectoryStore` takes rows through their states, `rampd.stores.registry` makes them of the folders that
+`rampd.stores.arrivals` finds.
 """
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import json
+from functools import partial
 from typing import TYPE_CHECKING, Final
-
-import structlog
 
 from rampd import clock
 from rampd.database import Database, Row
 from rampd.errors import StoreError, UnknownSubmissionError
 from rampd.models import Submission
 from rampd.states import TRANSITIONS, SubmissionState
-from rampd.stores.adoption import Adoption, find_adoption
+from rampd.stores.adoption import find_adoption
 from rampd.stores.arrivals import Arrivals
 from rampd.stores.base import SubmissionStore
+from rampd.stores.registry import DirectoryRegistry
 from rampd.stores.score_text import dump_scores, load_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AsyncExitStack
     from pathlib import Path
 
     from rampd.models import Scores
-    from rampd.stores.arrivals import Arrival, Rejection
-
-log = structlog.get_logger("rampd.stores.directory")
+    from rampd.stores.adoption import Adoption
 
 TRANSITIONS_KEPT: Final = 200
 """So many of a submission's newest transitions are kept; of the older ones those to a final state."""
@@ -114,14 +112,15 @@ class DirectoryStore(SubmissionStore):
         read_scores: Callable[[Path], Scores] | None = None,
         poll: bool | None = None,
     ) -> None:
-        self.changed = asyncio.Event()
-        self.scanned = asyncio.Event()
         self._database = Database(path, schema=_SCHEMA)
         self._submissions_dir = submissions_dir
         self._sandbox_dir = sandbox_dir
-        self._adoption_from = (submissions_dir, predictions_dir, logs_dir, sandbox_dir, read_scores)
+        find = partial(find_adoption, submissions_dir, predictions_dir, logs_dir, sandbox_dir, read_scores)
+        self.registry = DirectoryRegistry(self._database, find)
+        self.changed = self.registry.changed
+        self.scanned = self.registry.scanned
         self._arrivals = Arrivals(
-            self,
+            self.registry,
             submissions_dir,
             sandbox_dir=sandbox_dir,
             settle_time_s=settle_time_s,
@@ -156,109 +155,11 @@ class DirectoryStore(SubmissionStore):
 
     async def preview_adoption(self) -> Adoption | None:
         """Return what a first start would take over, without doing it; None where there is nothing to adopt."""
-        if await self._is_adopted():
-            return None
-        return await asyncio.to_thread(find_adoption, *self._adoption_from)
-
-    async def _is_adopted(self) -> bool:
-        return bool(await self._database.fetch("SELECT 1 FROM facts WHERE key = 'adopted'"))
+        return await self.registry.preview_adoption()
 
     async def adopt(self) -> None:
-        """Take over what another dispatcher left, at the very first start: all of it in one transaction, or nothing."""
-        if await self._is_adopted():
-            return
-        adoption = await asyncio.to_thread(find_adoption, *self._adoption_from)
-        now = clock.wall()
-        async with self._database.transaction() as transaction:
-            if adoption is not None:
-                for place, found in enumerate(adoption.finished, start=1):
-                    at, scores = found.finished_at, dump_scores(found.scores)
-                    await transaction.fetch(
-                        """
-                        INSERT INTO submissions (name, state, queued_at, place, state_at, scores, fingerprint)
-                        VALUES (?, ?, ?, ?, ?, ?, ?)
-                        """,
-                        (found.name, found.state, at, place, at, scores, found.fingerprint),
-                    )
-            await transaction.fetch("INSERT INTO facts VALUES ('adopted', ?)", (str(now),))
-        if adoption is not None:
-            log.info("event.adopted", scored=adoption.scored, training_error=adoption.training_error, new=adoption.new)
-
-    # What `Arrivals` writes.
-
-    async def known(self) -> dict[str, tuple[int, SubmissionState, str]]:
-        """Return id, state and fingerprint of every submission, by name."""
-        rows = await self._database.fetch("SELECT name, id, state, fingerprint FROM submissions")
-        return {row["name"]: (row["id"], SubmissionState(row["state"]), row["fingerprint"]) for row in rows}
-
-    async def register(self, arrivals: Sequence[Arrival]) -> set[str]:
-        """Put new submissions into the queue, in the order given; return the names that were known already."""
-        now = clock.wall()
-        async with self._database.transaction() as transaction:
-            (waiting,) = await transaction.fetch("SELECT count(*) AS n FROM submissions WHERE state = 'new'")
-            # One statement for all: each costs a journey to the database's thread.
-            rows = await transaction.fetch(
-                """
-                INSERT INTO submissions (name, state, queued_at, place, state_at, fingerprint)
-                SELECT value ->> 0, 'new', :now, (SELECT coalesce(max(place), 0) FROM submissions) + key + 1, :now,
-                    value ->> 1
-                FROM json_each(:arrivals) WHERE true ORDER BY key
-                ON CONFLICT DO NOTHING RETURNING id, name
-                """,
-                {"now": now, "arrivals": json.dumps([(one.name, one.fingerprint) for one in arrivals])},
-            )
-        added = sorted((row["id"], row["name"]) for row in rows)
-        for position, (submission_id, name) in enumerate(added, start=waiting["n"] + 1):
-            bound = log.bind(submission=name, submission_id=submission_id)
-            bound.info("submission.detected")
-            bound.info("submission.queued", position=position)
-        if added:
-            self.changed.set()
-        return {arrival.name for arrival in arrivals} - {name for _, name in added}
-
-    async def forget(self, submission_id: int, name: str) -> None:
-        """Drop a submission whose folder went before it was run."""
-        rows = await self._database.fetch(
-            "DELETE FROM submissions WHERE id = ? AND state IN ('new', 'sent_to_training') RETURNING id",
-            (submission_id,),
-        )
-        if rows:
-            log.info("submission.forgotten", submission=name, submission_id=submission_id)
-            self.changed.set()
-
-    async def note_change(self, submission_id: int, state: SubmissionState, found: Arrival) -> None:
-        """Say once that a folder changed since it was run; what changed while it waited was run as it is now."""
-        rows = await self._database.fetch(
-            """
-            UPDATE submissions SET fingerprint = ? WHERE id = ? RETURNING coalesce((
-                SELECT max(at) FROM transitions WHERE submission_id = submissions.id AND state = 'sent_to_training'
-            ), 0) AS claimed_at
-            """,
-            (found.fingerprint, submission_id),
-        )
-        if rows and found.newest >= rows[0]["claimed_at"]:
-            log.warning("submission.changed", submission=found.name, submission_id=submission_id, state=state)
-
-    async def rejections(self) -> dict[str, str]:
-        """Return the stamps of what was rejected, by key."""
-        return {row["name"]: row["stamp"] for row in await self._database.fetch("SELECT * FROM rejections")}
-
-    async def reject(self, rejections: Sequence[Rejection]) -> None:
-        """Say once of each thing that it is no submission."""
-        async with self._database.transaction() as transaction:
-            await transaction.run_many(
-                "INSERT OR REPLACE INTO rejections VALUES (?, ?)", [(one.key, one.stamp) for one in rejections]
-            )
-        for one in rejections:
-            log.warning("submission.rejected", name=one.shown, reason=one.reason, message=one.message)
-
-    async def unreject(self, keys: Iterable[str]) -> None:
-        """Forget rejected things that are gone."""
-        await self._database.run(
-            "DELETE FROM rejections WHERE name IN (SELECT value FROM json_each(?))", (json.dumps(list(keys)),)
-        )
-
-    # The contract.
+        """Take over what another dispatcher left, at the very first start; see `DirectoryRegistry.adopt`."""
+        await self.registry.adopt()
 
     async def claim(self, skip: Collection[int] = ()) -> Submission | None:
         """Take the oldest waiting submission; see `SubmissionStore.claim`."""
@@ -285,7 +186,7 @@ class DirectoryStore(SubmissionStore):
                 raise StoreError(f"{folder}: {error.strerror}") from error
             if is_there:
                 return submission
-            await self.forget(submission.id, submission.name)
+            await self.registry.forget(submission.id, submission.name)
 
     async def claim_named(self, name: str) -> Submission | None:
         """Claim one; see `SubmissionStore.claim_named`."""

@@ -33,7 +33,7 @@ POINTS = {
     "journal.set_backoff": "rampd.journal:Journal.set_backoff",
     "journal.answer": "rampd.journal:Journal.answer",
     # What the store commits: a submission's states.
-    "store.register": "rampd.stores.directory:DirectoryStore.register",
+    "store.register": "rampd.stores.registry:DirectoryRegistry.register",
     "store.claim": "rampd.stores.directory:DirectoryStore.claim",
     "store.set_training": "rampd.stores.directory:DirectoryStore.set_training",
     "store.set_tested": "rampd.stores.directory:DirectoryStore.set_tested",
@@ -42,7 +42,7 @@ POINTS = {
     "store.release": "rampd.stores.directory:DirectoryStore.release",
     "store.release_unheld": "rampd.stores.directory:DirectoryStore.release_unheld",
     "store.requeue": "rampd.stores.directory:DirectoryStore.requeue",
-    "store.forget": "rampd.stores.directory:DirectoryStore.forget",
+    "store.forget": "rampd.stores.registry:DirectoryRegistry.forget",
     # What happens outside: copies, processes, predictions.
     "worker.setup": "rampd.workers.conda:CondaWorker.setup",
     "worker.launch_submission": "rampd.workers.conda:CondaWorker.launch_submission",

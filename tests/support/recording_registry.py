@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from rampd import clock
 from rampd.states import SubmissionState
+from rampd.stores.arrivals import Known
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,7 +24,7 @@ class RecordingRegistry:
     def __init__(self) -> None:
         self.changed = asyncio.Event()
         self.scanned = asyncio.Event()
-        self.rows: dict[str, tuple[int, SubmissionState, str]] = {}
+        self.rows: dict[str, Known] = {}
         self.taken: list[tuple[str, float]] = []
         self.rejected: list[Rejection] = []
         self.forgotten: list[str] = []
@@ -35,16 +37,25 @@ class RecordingRegistry:
         if self.trouble:
             raise self.trouble.pop(0)
 
-    async def known(self) -> dict[str, tuple[int, SubmissionState, str]]:
-        """Return a copy."""
-        return dict(self.rows)
+    async def known(self, names: Sequence[str]) -> dict[str, Known]:
+        """Return the rows of these names."""
+        return {name: self.rows[name] for name in names if name in self.rows}
+
+    async def waiting(self) -> dict[str, int]:
+        """Return the ids of what waits."""
+        return {name: row.id for name, row in self.rows.items() if row.state is SubmissionState.NEW}
+
+    async def ended(self, after: str, limit: int) -> dict[str, Known]:
+        """Return the next ended ones."""
+        names = sorted(name for name, row in self.rows.items() if name > after and row.state.is_final)
+        return {name: self.rows[name] for name in names[:limit]}
 
     async def register(self, arrivals: Sequence[Arrival]) -> set[str]:
         """Note name and time."""
         known = {one.name for one in arrivals if one.name in self.rows}
         for one in arrivals:
             if one.name not in known:
-                self.rows[one.name] = (len(self.rows) + 1, SubmissionState.NEW, one.fingerprint)
+                self.rows[one.name] = Known(len(self.rows) + 1, SubmissionState.NEW, one.fingerprint)
                 self.taken.append((one.name, clock.wall()))
         return known
 
@@ -55,7 +66,7 @@ class RecordingRegistry:
 
     async def note_change(self, submission_id: int, state: SubmissionState, found: Arrival) -> None:
         """Note it."""
-        self.rows[found.name] = (submission_id, state, found.fingerprint)
+        self.rows[found.name] = Known(submission_id, state, found.fingerprint)
         self.changes.append(found.name)
 
     async def rejections(self) -> dict[str, str]:
@@ -83,8 +94,7 @@ class RecordingRegistry:
 
     def end(self, name: str, state: SubmissionState = SubmissionState.SCORED) -> None:
         """Say that it has run."""
-        number, _, fingerprint = self.rows[name]
-        self.rows[name] = (number, state, fingerprint)
+        self.rows[name] = replace(self.rows[name], state=state)
 
 
 class DeafWatch:

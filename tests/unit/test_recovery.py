@@ -272,7 +272,7 @@ async def test_a_submission_that_the_store_forgot_ends_all_the_same(room: EventR
     async with room.opened() as event:
         submission, _ = await begin(event)
         assert isinstance(event.store, DirectoryStore)
-        await event.store.forget(submission.id, submission.name)
+        await event.store.registry.forget(submission.id, submission.name)
         assert await recovered(event) == []
         assert [attempt.step for attempt in await event.journal.attempts()] == [Step.CLOSED]
 

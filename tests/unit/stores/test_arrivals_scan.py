@@ -53,6 +53,37 @@ async def test_many_at_once_are_all_taken(
     assert sorted(registry.names) == [f"s{number}" for number in range(10)]
 
 
+async def test_names_are_read_in_batches(
+    room: StoreRoom, registry: RecordingRegistry, arriving: Arriving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whichever batch a name is: what waits there stays, what went is forgotten, a rejection is said once."""
+    monkeypatch.setattr(arrivals, "_NAMES", 3)
+    for number in range(10):
+        room.make(f"s{number}")
+        (room.submissions / f"file{number}").touch()
+    finding = arriving()
+    await finding.scan()
+    (room.submissions / "s5").rename(room.root / "s5")
+    (room.submissions / "file5").unlink()
+    await finding.scan()
+    assert registry.forgotten == ["s5"]
+    assert sorted(registry.rows) == [f"s{number}" for number in range(10) if number != 5]
+    assert sorted(one.name for one in registry.rejected) == [f"file{number}" for number in range(10)]
+    assert "'file5'" not in registry.stamps
+
+
+async def test_what_the_reading_missed_is_not_forgotten(
+    room: StoreRoom, registry: RecordingRegistry, arriving: Arriving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that was replaced while the names were read may be in none of them, and keeps its place."""
+    finding = arriving()
+    room.make("replaced")
+    await finding.scan()
+    monkeypatch.setattr(finding, "_iterate_names", lambda: iter(()))
+    await finding.scan()
+    assert registry.forgotten == []
+
+
 async def test_what_is_gone_before_it_runs_is_forgotten(
     room: StoreRoom, registry: RecordingRegistry, arriving: Arriving
 ) -> None:
@@ -195,6 +226,24 @@ async def test_every_ended_one_gets_its_look(
     for _ in range(4):
         await finding.scan()
     assert sorted(registry.changes) == names
+
+
+async def test_ended_ones_whose_folders_are_gone_take_no_turns(
+    room: StoreRoom, registry: RecordingRegistry, arriving: Arriving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many folders an operator has put away, the next rescan looks at those that are there."""
+    monkeypatch.setattr(arrivals, "_CHANGE_CHECKS", 2)
+    finding = arriving()
+    folders = {f"s{number}": room.make(f"s{number}") for number in range(9)}
+    await finding.scan()
+    for name, folder in folders.items():
+        registry.end(name)
+        if name not in {"s7", "s8"}:
+            folder.rename(room.root / name)
+    for name in ("s7", "s8"):
+        (folders[name] / "more.py").touch()
+    await finding.scan()
+    assert registry.changes == ["s7", "s8"]
 
 
 async def test_the_sandbox_may_be_admitted(room: StoreRoom, registry: RecordingRegistry, arriving: Arriving) -> None:

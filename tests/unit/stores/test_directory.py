@@ -357,24 +357,6 @@ async def test_trouble_with_the_database_does_not_end_the_watch(
         assert await names(store) == ["patient"]
 
 
-async def test_a_look_registers_all_or_nothing(room: StoreRoom, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch is one transaction."""
-    for name in ("one", "two"):
-        room.make(name)
-    async with room.opened() as store:
-        register = store.register
-
-        async def fail_in_the_middle(found: list[arrivals.Arrival]) -> set[str]:
-            broken = arrivals.Arrival("three", None, 0.0)  # type: ignore[arg-type] # NOT NULL in the database
-            return await register([*found, broken])
-
-        monkeypatch.setattr(store, "register", fail_in_the_middle)
-        with pytest.raises(sqlite3.IntegrityError):
-            await store.scan()
-        assert await names(store) == []
-        assert not store.changed.is_set()
-
-
 async def test_a_store_that_cannot_be_opened_says_where(room: StoreRoom) -> None:
     """The error names the file."""
     (room.root / "submissions.sqlite3").mkdir()
