@@ -109,7 +109,7 @@ def test_a_daemon_that_runs_for_long_stays_as_it_was(tmp_path: Path, show: Show)
     assert (figures["status"], figures["scored"], figures["finished_lines"]) == (0, 1000, 1000)
     growth = figures["growth"]
     assert (growth["fds"], growth["threads"], growth["tasks"]) == (0, 0, 0)
-    assert growth["rss_mb"] < 4
+    assert growth["rss_mb"] < 2.5
     assert figures["state_bytes_each"] < 3000
 
 
