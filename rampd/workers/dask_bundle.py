@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 _FOLDER = Path(__file__).parent
-_REMOTE = ("dask_look", "dask_run", "dask_remote")
+_REMOTE = ("dask_look", "dask_archive", "dask_keepers", "dask_run", "dask_remote")
 """Executed in the Dask worker, in this order."""
 _KEEPER = ("supervisor", "launcher", "dask_keeper")
-"""Executed in a program of its own, once a run, in this order."""
+"""Executed in a program of its own, which serves all runs of a Dask worker, in this order."""
 
 EXPRESSION = "exec(loader) or answer"
 """Evaluated there by the builtin `eval`, which every Python knows by the same name: a function of ours would be
@@ -40,7 +40,7 @@ def _sources() -> tuple[tuple[str, str], ...]:
 
 @cache
 def keeper_sources() -> list[tuple[str, str]]:
-    """Return the modules of the program that watches over a run, to be sent with it."""
+    """Return the modules of the program that watches over runs, to be sent with each."""
     packages = [("rampd", ""), ("rampd.workers", "")]
     sources = [(f"rampd.workers.{name}", (_FOLDER / f"{name}.py").read_text(encoding="utf-8")) for name in _KEEPER]
     return packages + sources

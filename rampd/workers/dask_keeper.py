@@ -1,14 +1,17 @@
-"""The program that watches over one run on a Dask worker's host, as a child of the Dask worker.
+"""The program that watches over the runs of one Dask worker, as its child: started with the first, ended when idle.
 
-It is the launcher of local runs with one difference: the folder goes with the last process. Its standard input is held
-by the Dask worker, so that the end of that worker, however it comes, is the end of the submission and of its folder.
+It is the launcher of local runs with one difference: a run's folder goes with its last process, unless it was released.
+Its standard input is held by the Dask worker, so that the end of that worker, however it comes, is the end of its
+submissions and of their folders.
 
 Sent as code, never installed there: it needs the standard library and its two siblings, which are sent along.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import signal
 import sys
 import time
@@ -24,23 +27,49 @@ if TYPE_CHECKING:
 _KILLING_S = 5.0
 
 
-def main(spec: Spec) -> None:
-    """Run a submission, and serve the Dask worker at the other end of standard input until it is gone.
+class Keeper(Launcher):
+    """A launcher that removes what it was not told to leave alone."""
 
-    Arguments are the attempt's folder, and modes; see `Launcher`.
+    def __init__(self, modes: list[str]) -> None:
+        super().__init__(modes)
+        self._folders: dict[str, str] = {}
+        """To be removed at the end, by run."""
+
+    def _obey(self, line: bytes) -> None:
+        word, _, rest = line.partition(b" ")
+        if word == b"release":
+            self._folders.pop(rest.decode(), None)
+            return
+        super()._obey(line)
+
+    def _run(self, spec: Spec) -> None:
+        self._folders[spec["key"]] = spec["folder"]
+        super()._run(spec)
+
+    def end(self) -> None:
+        """Kill what runs, and remove its folders and those of runs whose results nobody took."""
+        _end_all()
+        for folder in self._folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Serve the Dask worker at the other end of standard input until it is gone.
+
+    Arguments are modes; see `Launcher`.
     """
-    folder, *modes = sys.argv[1:]
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     # A service manager sends TERM to all of a worker's processes: the worker's own end tells us what to do.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    launcher = Launcher(modes)
-    report(f"ready {launcher.mode}")
-    launcher._run(spec)  # noqa: SLF001 -- its own word for it is for a daemon, and JSON
-    launcher.serve()
-    _end_all()
-    import shutil  # noqa: PLC0415 -- half of what a start would take, and seldom needed
+    import json  # noqa: F401, PLC0415 -- before anything is frozen: no run is to pay for it
 
-    shutil.rmtree(folder, ignore_errors=True)
+    keeper = Keeper(sys.argv[1:])
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    report(f"ready {keeper.mode}")
+    keeper.serve()
+    keeper.end()
 
 
 def _end_all() -> None:

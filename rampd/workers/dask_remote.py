@@ -19,8 +19,9 @@ import tempfile
 import threading
 from contextlib import suppress
 
-from .dask_look import Missing, look  # noqa: TID252 -- the bundle's own package on the far side
-from .dask_run import Run, clean, runs  # noqa: TID252 -- as above
+from .dask_keepers import clean  # noqa: TID252 -- the bundle's own package on the far side
+from .dask_look import Missing, look  # noqa: TID252 -- as above
+from .dask_run import Run, runs  # noqa: TID252 -- as above
 
 TYPE_CHECKING = False  # what type checkers take for True; `typing` itself is not needed there
 if TYPE_CHECKING:
@@ -162,8 +163,7 @@ def _run(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     try:
         return run.go()
     except BaseException:
-        run.close()
-        clean(run.folder)
+        run.abandon()
         raise
     finally:
         runs.pop(request["attempt"], None)

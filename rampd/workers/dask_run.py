@@ -6,27 +6,24 @@ Runs inside the Dask worker, sent as source: it needs nothing but the standard l
 from __future__ import annotations
 
 import io
-import marshal
 import os
-import select
+import queue
 import shutil
-import signal
-import stat
-import subprocess
-import sys
-import tarfile
 import threading
 import time
 from contextlib import suppress
 
-from .dask_look import identity_of, look  # noqa: TID252 -- the bundle's own package on the far side
+from .dask_archive import extract, pack, size_of  # noqa: TID252 -- the bundle's own package on the far side
+from .dask_keepers import MARKER, begin, clean, release  # noqa: TID252 -- as above
+from .dask_look import identity_of, look  # noqa: TID252 -- as above
 
 TYPE_CHECKING = False  # what type checkers take for True; `typing` itself is not needed there
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import IO, Any
+    from typing import Any
 
-MARKER = "RAMPD_ATTEMPT"
+    from .dask_keepers import Keeper  # noqa: TID252 -- as above
+
 SUBMISSIONS = "/:submissions:"
 """Stands in ramp-test's arguments for the folder that is known on this host only."""
 TOPIC = "rampd-started"
@@ -35,34 +32,22 @@ INLINE_BYTES = 256 << 10
 """What may travel with the answer of ``run``; larger results stay in the attempt's folder and are read in pieces."""
 _LOOK_S = 0.5
 _NICENESS = 10
-_MAX_DEPTH = 40
-_BOOT = """import marshal, os, sys, types
-n = int(os.read(0, 8)); b = b""
-while len(b) < n: b += os.read(0, n - len(b))
-modules, spec = map(marshal.loads, marshal.loads(b))
-for name, code in modules:
-    module = types.ModuleType(name); module.__path__ = []; sys.modules[name] = module; exec(code, module.__dict__)
-module.main(spec)"""
 
 runs: dict[str, Run] = {}
 """What this Dask worker runs, by attempt."""
-_keepers: dict[str, subprocess.Popen[bytes]] = {}
-"""Of runs that have ended, by folder: they remove it should this worker end before it was asked to."""
-_mode: list[str] = []
-"""The containment that works here, once it was found by trying."""
-_code: dict[int, bytes] = {}
 
 
 class Run:
-    """One submission on this host, with a keeper of its own that outlives neither it nor the Dask worker."""
+    """One submission on this host, held by a keeper that does not outlive the Dask worker."""
 
     def __init__(self, request: dict[str, Any], folder: str) -> None:
         self.request = request
         self.folder = folder
-        self.keeper: subprocess.Popen[bytes] | None = None
+        self._key = f"{request['owner']}/{request['attempt']}"
+        self._keeper: Keeper | None = None
+        self._reports: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._word = ""
-        self._buffer = b""
         self._pid: int | None = None
 
     def go(self) -> tuple[dict[str, Any], bytes]:
@@ -72,7 +57,6 @@ class Run:
         self._unpack(identity)
         self._start(found, identity)
         ended = self._wait()
-        self.close(kills=False)
         if "status" not in ended:
             clean(self.folder)
             return ended, b""
@@ -82,13 +66,13 @@ class Run:
         """Have it ended; called from other threads, at any moment, more than once."""
         with self._lock:
             self._word = word if self._word != "kill" else "kill"
-            self._say(word)
+            if self._keeper is not None:
+                self._keeper.say(word, self._key)
 
-    def _say(self, word: str) -> None:
-        keeper = self.keeper
-        if keeper is not None and keeper.stdin is not None and not keeper.stdin.closed:
-            with suppress(OSError):
-                keeper.stdin.write(f"{word} run\n".encode())
+    def abandon(self) -> None:
+        """End what was begun, and leave nothing of it."""
+        self.tell("kill")
+        clean(self.folder)
 
     def _unpack(self, identity: tuple[int, int, list[int]] | None) -> None:
         request = self.request
@@ -98,7 +82,7 @@ class Run:
         staged = f"{self.folder}/submission.tar"
         archive = io.BytesIO(request["archive"]) if request["archive"] is not None else None
         try:
-            _extract(archive or staged, f"{self.folder}/submissions", request)
+            extract(archive or staged, f"{self.folder}/submissions", request)
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(staged)
@@ -109,23 +93,13 @@ class Run:
 
     def _start(self, found: dict[str, Any], identity: tuple[int, int, list[int]] | None) -> None:
         request, folder = self.request, self.folder
-        modes = _mode or [
+        modes = (
             *(["pid_namespace"] if os.geteuid() == 0 else []),
             *(["user_and_pid_namespace"] if identity is None else []),
             "subreaper",
-        ]
-        # Its own environment carries the mark as well: whoever ends what is left of an attempt ends the keeper, too.
-        keeper = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _BOOT, folder, *modes],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={"PATH": os.defpath, MARKER: folder},
-            cwd="/",
-            start_new_session=True,
         )
         spec = {
-            "key": "run",
+            "key": self._key,
             "command": [
                 f"{found['prefix']}/bin/ramp-test",
                 *(f"{folder}/submissions" if word == SUBMISSIONS else word for word in request["arguments"]),
@@ -137,13 +111,11 @@ class Run:
             "niceness": _NICENESS,
             "identity": identity,
         }
-        code = marshal.dumps((_keeper_code(request["keeper"]), marshal.dumps(spec)))
+        keeper, self._reports = begin(modes, request["keeper"], spec)
         with self._lock:
-            self.keeper = keeper
-            assert keeper.stdin is not None  # noqa: S101 -- it was asked for
-            keeper.stdin.write(b"%08d" % len(code) + code)
+            self._keeper = keeper
             if self._word:
-                self._say(self._word)
+                keeper.say(self._word, self._key)
 
     def _wait(self) -> dict[str, Any]:
         """Follow the keeper's reports to the end of the run; end it at its deadline, or with the Dask worker."""
@@ -151,9 +123,7 @@ class Run:
         deadline = begun + self.request["deadline_s"]
         ended: dict[str, Any] = {}
         timed_out = False
-        for word, rest in self._reports():
-            if word == "gone":
-                break
+        for word, rest in self._words():
             ended |= self._heard(word, rest)
             if _worker_is_closing():
                 self.tell("kill")
@@ -166,9 +136,7 @@ class Run:
 
     def _heard(self, word: str, rest: list[str]) -> dict[str, Any]:
         """Take in one report; return how the run ended, if it is that."""
-        if word == "ready":
-            _mode[:] = rest
-        elif word == "pid":
+        if word == "pid":
             self._pid = int(rest[0])
         elif word == "started":
             _announce(self.request["attempt"], self._pid)
@@ -186,39 +154,24 @@ class Run:
             }
         return {}
 
-    def _reports(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield the keeper's reports, and now and then an empty one; ends with the keeper."""
-        assert self.keeper is not None and self.keeper.stdout is not None  # noqa: S101, PT018 -- it was asked for
-        output = self.keeper.stdout.fileno()
+    def _words(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield the keeper's reports until the run is gone, and now and then an empty one."""
         while True:
-            if not select.select([output], [], [], _LOOK_S)[0]:
-                yield "", []
-                continue
-            data = os.read(output, 1 << 16)
-            if not data:
+            try:
+                word, *rest = self._reports.get(timeout=_LOOK_S)
+            except queue.Empty:
+                word, rest = "", []
+            if word == "gone":
                 return
-            *lines, self._buffer = (self._buffer + data).split(b"\n")
-            for line in lines:
-                words = line.decode("ascii", "replace").split()
-                yield (words[0], words[1:]) if words[0] == "ready" else (words[1], words[2:])
-
-    def close(self, *, kills: bool = True) -> None:
-        """Let the keeper go: killed once nothing is left of the run, it leaves the folder alone."""
-        with self._lock:
-            keeper, self.keeper = self.keeper, None
-        if keeper is None:
-            return
-        if kills:
-            kill_marked(self.folder)
-        _keepers[self.folder] = keeper
+            yield word, rest
 
     def _pack(self, ended: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         request = self.request
         submission = f"{self.folder}/submissions/{request['submission']}"
-        log_bytes = _size_of(f"{self.folder}/log")
+        log_bytes = size_of(f"{self.folder}/log")
         packed = f"{self.folder}/results.tar"
         refused = pack(f"{submission}/training_output", packed, request["max_bytes"], request["max_files"])
-        size = _size_of(packed)
+        size = size_of(packed)
         ended |= {"folder": self.folder, "refused": refused, "results_bytes": size, "kept_log_bytes": log_bytes or 0}
         for name in ("submissions", "home", "tmp"):
             shutil.rmtree(f"{self.folder}/{name}", ignore_errors=True)
@@ -228,138 +181,9 @@ class Run:
         for path in (f"{self.folder}/log", packed):
             with suppress(FileNotFoundError), open(path, "rb") as file:
                 payload += file.read()
-        release(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
+        release(self.folder)
         return ended | {"inline": True}, payload
-
-
-def release(folder: str) -> None:
-    """End the keeper of a run that has ended."""
-    keeper = _keepers.pop(folder, None)
-    if keeper is None:
-        return
-    keeper.kill()
-    for stream in (keeper.stdin, keeper.stdout):
-        if stream is not None:
-            with suppress(OSError):
-                stream.close()
-    keeper.wait()
-
-
-def clean(folder: str) -> None:
-    """End whatever carries an attempt's mark, and remove its folder. Takes as long as that takes."""
-    kill_marked(folder)
-    release(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def kill_marked(marker: str) -> None:
-    """Kill every process that carries an attempt's mark, until none is left or five seconds are over."""
-    needle = f"{MARKER}={marker}\0".encode()
-    deadline = time.monotonic() + 5.0
-    while time.monotonic() < deadline:
-        marked = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_marked(pid, needle)]
-        if not marked:
-            return
-        for pid in marked:
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.01)
-
-
-def _is_marked(pid: int, needle: bytes) -> bool:
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return needle in file.read() + b"\0"
-    except OSError:
-        return False
-
-
-def _extract(archive: IO[bytes] | str, destination: str, request: dict[str, Any]) -> None:
-    """Unpack a submission: regular files and folders below one folder, and nothing else."""
-    files, size = request["max_files"], request["max_bytes"]
-    path, stream = (archive, None) if isinstance(archive, str) else (None, archive)
-    with tarfile.open(path, fileobj=stream) as tar:
-        for member in tar:
-            parts = member.name.split("/")
-            files, size = files - 1, size - member.size
-            if files < -1 or size < 0 or not (member.isreg() or member.isdir()):
-                raise tarfile.TarError(f"{member.name!r} is refused")
-            if parts[0] != request["submission"] or not {"", ".", ".."}.isdisjoint(parts) or len(parts) > _MAX_DEPTH:
-                raise tarfile.TarError(f"{member.name!r} leaves the folder")
-            path = os.path.join(destination, *parts)
-            if member.isdir():
-                os.makedirs(path, 0o755, exist_ok=True)
-                continue
-            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-            content = tar.extractfile(member)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "wb") as file:
-                shutil.copyfileobj(content, file)  # type: ignore[arg-type] # a regular file has content
-
-
-class _Refused(Exception):  # noqa: N818 -- what the folder is
-    pass
-
-
-def pack(folder: str, packed: str, max_bytes: int, max_files: int) -> str:
-    """Pack a training_output that nobody can write to any more; return why it is refused, or nothing.
-
-    Links are not followed: what a participant's process made is not to be trusted with what this user may read.
-    """
-    try:
-        info = os.lstat(folder)
-    except FileNotFoundError:
-        return ""
-    if not stat.S_ISDIR(info.st_mode):
-        return ""
-    left = [max_bytes, max_files]
-    try:
-        with tarfile.open(packed, "w", format=tarfile.GNU_FORMAT) as tar:
-            _pack_folder(tar, folder, "", left)
-    except _Refused as refused:
-        with suppress(FileNotFoundError):
-            os.unlink(packed)
-        return str(refused)
-    return ""
-
-
-def _pack_folder(tar: tarfile.TarFile, folder: str, name: str, left: list[int]) -> None:
-    if name.count("/") >= _MAX_DEPTH:
-        raise _Refused("its folders are nested deeper than 40")
-    with suppress(PermissionError):  # a submission may have taken its own permissions
-        os.chmod(folder, 0o700)
-    for entry in sorted(os.listdir(folder)):
-        path, inside = f"{folder}/{entry}", f"{name}{entry}"
-        info = os.lstat(path)
-        left[1] -= 1
-        if left[1] < 0:
-            raise _Refused(f"it is too large at {entry!r}")
-        if stat.S_ISDIR(info.st_mode):
-            member = tarfile.TarInfo(inside)
-            member.type = tarfile.DIRTYPE
-            tar.addfile(member)
-            _pack_folder(tar, path, f"{inside}/", left)
-            continue
-        if not stat.S_ISREG(info.st_mode):
-            raise _Refused(f"{entry!r} is {'a link' if stat.S_ISLNK(info.st_mode) else 'no regular file'}")
-        if info.st_nlink > 1:
-            raise _Refused(f"{entry!r} has several hard links")
-        left[0] -= info.st_size
-        if left[0] < 0:
-            raise _Refused(f"it is too large at {entry!r}")
-        with suppress(PermissionError):
-            os.chmod(path, 0o600)
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            member = tarfile.TarInfo(inside)
-            member.size = info.st_size
-            tar.addfile(member, file)
-
-
-def _size_of(path: str) -> int | None:
-    try:
-        return os.lstat(path).st_size
-    except FileNotFoundError:
-        return None
 
 
 def _environment(request: dict[str, Any], found: dict[str, Any], folder: str) -> dict[str, str]:
@@ -382,15 +206,6 @@ def _environment(request: dict[str, Any], found: dict[str, Any], folder: str) ->
         environment["VIRTUAL_ENV"] = prefix
     given: dict[str, str] = request["environment"]
     return environment | given | {MARKER: folder}
-
-
-def _keeper_code(sources: list[tuple[str, str]]) -> bytes:
-    """Return the keeper's program as this interpreter's own code: compiled once, not for every run."""
-    version = hash(tuple(sources))
-    if version not in _code:
-        compiled = [(name, compile(source, name, "exec")) for name, source in sources]
-        _code[version] = marshal.dumps(compiled)
-    return _code[version]
 
 
 def _announce(attempt: str, pid: int | None) -> None:

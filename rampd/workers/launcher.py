@@ -112,7 +112,7 @@ class Launcher:
     def _obey(self, line: bytes) -> None:
         word, _, rest = line.partition(b" ")
         if word == b"run":
-            import json  # noqa: PLC0415 -- the keepers of Dask runs have no use for it, and start a third faster
+            import json  # noqa: PLC0415 -- loaded by now: `main` says when
 
             self._run(json.loads(rest))
             return

@@ -11,7 +11,7 @@ import pytest
 
 from rampd.errors import WorkerError
 from rampd.remote.archive import unpack
-from rampd.workers import dask_run
+from rampd.workers import dask_archive
 from rampd.workers.dask_bundle import EXPRESSION, names_for
 from rampd.workers.dask_remote import answer
 from rampd.workers.dask_transfer import split
@@ -35,7 +35,7 @@ def _archive(*members: tuple[str, bytes]) -> io.BytesIO:
 
 def test_a_submission_is_unpacked_as_regular_files(tmp_path: Path) -> None:
     """Below its own folder."""
-    dask_run._extract(_archive(("one/estimator.py", b"x"), ("one/a/b.py", b"y")), str(tmp_path), _BOUNDS)
+    dask_archive.extract(_archive(("one/estimator.py", b"x"), ("one/a/b.py", b"y")), str(tmp_path), _BOUNDS)
     assert (tmp_path / "one" / "a" / "b.py").read_bytes() == b"y"
     assert (tmp_path / "one" / "estimator.py").stat().st_mode & 0o777 == 0o644
 
@@ -44,7 +44,7 @@ def test_a_submission_is_unpacked_as_regular_files(tmp_path: Path) -> None:
 def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     """Are refused."""
     with pytest.raises(tarfile.TarError):
-        dask_run._extract(_archive((name, b"x")), str(tmp_path), _BOUNDS)
+        dask_archive.extract(_archive((name, b"x")), str(tmp_path), _BOUNDS)
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
@@ -57,14 +57,14 @@ def test_what_is_no_regular_file(tmp_path: Path, kind: bytes) -> None:
         tar.addfile(info)
     stream.seek(0)
     with pytest.raises(tarfile.TarError):
-        dask_run._extract(stream, str(tmp_path), _BOUNDS)
+        dask_archive.extract(stream, str(tmp_path), _BOUNDS)
 
 
 @pytest.mark.parametrize("members", [[("one/x", b"y" * 101)], [(f"one/{n}", b"") for n in range(5)]])
 def test_too_much(tmp_path: Path, members: list[tuple[str, bytes]]) -> None:
     """Is refused, whether in bytes or in files."""
     with pytest.raises(tarfile.TarError):
-        dask_run._extract(_archive(*members), str(tmp_path), _BOUNDS)
+        dask_archive.extract(_archive(*members), str(tmp_path), _BOUNDS)
 
 
 def test_what_is_packed_there_is_unpacked_here(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_what_is_packed_there_is_unpacked_here(tmp_path: Path) -> None:
     (source / "fold_0").mkdir(parents=True)
     (source / "fold_0" / "scores.csv").write_bytes(b"scores")
     (source / "fold_0" / "scores.csv").chmod(0)
-    assert dask_run.pack(str(source), str(tmp_path / "packed"), 100, 10) == ""
+    assert dask_archive.pack(str(source), str(tmp_path / "packed"), 100, 10) == ""
     with (tmp_path / "packed").open("rb") as archive:
         unpack(archive, tmp_path / "here", max_bytes=100, max_files=10)
     assert (tmp_path / "here" / "fold_0" / "scores.csv").read_bytes() == b"scores"
@@ -87,7 +87,7 @@ def test_a_training_output_that_is_none(tmp_path: Path, kind: str) -> None:
         source.symlink_to("/etc")
     elif kind == "file":
         source.touch()
-    assert dask_run.pack(str(source), str(tmp_path / "packed"), 100, 10) == ""
+    assert dask_archive.pack(str(source), str(tmp_path / "packed"), 100, 10) == ""
     assert not (tmp_path / "packed").exists()
 
 
@@ -104,7 +104,7 @@ def test_what_is_not_packed(tmp_path: Path, make: Any, sentence: str) -> None:
     source = tmp_path / "training_output"
     source.mkdir()
     make(source / "x")
-    assert dask_run.pack(str(source), str(tmp_path / "packed"), 100, 10) == sentence
+    assert dask_archive.pack(str(source), str(tmp_path / "packed"), 100, 10) == sentence
     assert not (tmp_path / "packed").exists()
 
 
