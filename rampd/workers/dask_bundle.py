@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ import sys, types
 module = sys.modules.get(package + ".dask_remote")
 if module is None:
     sys.modules.setdefault(package, types.ModuleType(package)).__path__ = []
-    for name, source in sources:
+    import json, zlib
+    for name, source in json.loads(zlib.decompress(sources)):
         loaded = types.ModuleType(package + "." + name)
         loaded.__package__ = package
         exec(compile(source, package + "." + name, "exec"), loaded.__dict__)
@@ -34,21 +37,23 @@ answer = module.answer(request)
 
 
 @cache
-def _sources() -> tuple[tuple[str, str], ...]:
-    return tuple((name, (_FOLDER / f"{name}.py").read_text(encoding="utf-8")) for name in _REMOTE)
+def _sources() -> bytes:
+    """Return the remote part's modules: packed, since the scheduler keeps what every task was sent with."""
+    modules = [(name, (_FOLDER / f"{name}.py").read_text(encoding="utf-8")) for name in _REMOTE]
+    return zlib.compress(json.dumps(modules).encode())
 
 
 @cache
-def keeper_sources() -> list[tuple[str, str]]:
-    """Return the modules of the program that watches over runs, to be sent with each."""
+def keeper_sources() -> bytes:
+    """Return the modules of the program that watches over runs, to be sent with each, packed."""
     packages = [("rampd", ""), ("rampd.workers", "")]
     sources = [(f"rampd.workers.{name}", (_FOLDER / f"{name}.py").read_text(encoding="utf-8")) for name in _KEEPER]
-    return packages + sources
+    return zlib.compress(json.dumps(packages + sources).encode())
 
 
 @cache
 def _package() -> str:
-    digest = hashlib.sha256(repr(_sources()).encode()).hexdigest()
+    digest = hashlib.sha256(_sources() + keeper_sources()).hexdigest()
     return f"_rampd_{digest[:16]}"
 
 

@@ -1,7 +1,7 @@
 """The connection to a Dask cluster: one asynchronous client an event, kept up, on the daemon's own loop.
 
-The only module that imports distributed, and itself imported only when an event asks for Dask. It knows keys, workers
-and bytes; submissions are the business of `rampd.workers.dask`. Third-party errors end here.
+The only module that imports distributed, and itself imported only when an event asks for Dask. It knows workers and
+bytes; tasks are the business of `rampd.workers.dask_tasks`. Third-party errors end in these two.
 
 Nothing that comes from the cluster is unpickled: results and answers are bytes, and the client refuses everything else.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,19 +21,20 @@ from distributed import Client, Future, Security
 from distributed.protocol.pickle import dumps
 
 from rampd import clock
-from rampd.errors import WorkerError, WorkerLostError, WorkerSetupError, WorkerUnavailableError
+from rampd.errors import WorkerSetupError, WorkerUnavailableError
 from rampd.workers.dask_bundle import EXPRESSION, names_for
-from rampd.workers.dask_facts import SLOT, DaskWorkerFacts, TlsFiles, facts_of, versions_of
-from rampd.workers.dask_run import TOPIC
+from rampd.workers.dask_facts import SLOT, DaskWorkerFacts, TlsFiles, facts_of, sentence, versions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from contextlib import AsyncExitStack
 
+__all__ = ["Cluster", "Future"]  # distributed itself is imported nowhere else
+
 log = structlog.get_logger("rampd.workers.dask")
 
 _CONNECT_S = 10.0
-_ASK_S = 30.0
+ASK_S = 30.0
 _LOOK_S = 0.5
 _PING_S = 10.0
 _CLOSE_S = 2.0
@@ -61,10 +61,11 @@ class Cluster:
         self.versions: Mapping[str, str] = {}
         self._client: Client | None = None
         self._up = asyncio.Event()
-        self._down = asyncio.Event()
-        self._down.set()
-        self._futures: dict[str, Future[bytes]] = {}
-        self._started: dict[str, asyncio.Future[int | None]] = {}
+        self.lost = asyncio.Event()
+        """Set while there is no connection."""
+        self.lost.set()
+        self._topics: dict[str, Callable[[tuple[float, Mapping[str, Any]]], None]] = {"all": self._heard}
+        self._when_lost: list[Callable[[], object]] = []
         self._workers: dict[str, DaskWorkerFacts] | None = None
         self._generation = 0
         """Goes up with every Dask worker that comes or goes."""
@@ -73,6 +74,18 @@ class Cluster:
         self.changed = asyncio.Event()
         """Set whenever a Dask worker comes or goes, or the connection does."""
         self._leaving: dict[str, asyncio.Event] = {}
+
+    def subscribe(self, topic: str, heard: Callable[[tuple[float, Mapping[str, Any]]], None]) -> None:
+        """Have what is said on a topic at the scheduler heard, from the next connection on."""
+        self._topics[topic] = heard
+
+    def when_lost(self, forget: Callable[[], object]) -> None:
+        """Have something called whenever a connection ends: what its client gave is of no use any more."""
+        self._when_lost.append(forget)
+
+    def leaving(self, address: str) -> asyncio.Event:
+        """Return what is set when a Dask worker goes."""
+        return self._leaving.setdefault(address, asyncio.Event())
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Begin to connect, and go on doing so whenever the connection is lost; ended by `stack`."""
@@ -99,7 +112,7 @@ class Cluster:
             try:
                 client = await self._connect()
             except Exception as error:  # noqa: BLE001 -- a foreign handshake, and this task is to go on whatever it was
-                self.error = _sentence(error)
+                self.error = sentence(error)
                 if not is_said:
                     log.warning("dask.lost", scheduler=self.address, error=self.error)
                 is_said = True
@@ -159,8 +172,8 @@ class Cluster:
 
     async def _greet(self, client: Client) -> None:
         """Look who is there, and whether we speak the same language."""
-        client.subscribe_topic(TOPIC, self._heard_start)
-        client.subscribe_topic("all", self._heard)
+        for topic, heard in self._topics.items():
+            client.subscribe_topic(topic, heard)
         self._client = client
         self._workers = None
         await self._refresh()
@@ -168,7 +181,7 @@ class Cluster:
 
     async def _compare_versions(self, client: Client) -> None:
         """Ask everybody for their version, and say once of each other one where it is."""
-        async with asyncio.timeout(_ASK_S):
+        async with asyncio.timeout(ASK_S):
             self.versions = versions_of(await client.get_versions(check=False))
         self._compared = self._generation
         for message in self.disagreements():
@@ -178,7 +191,7 @@ class Cluster:
 
     async def _stay_up(self, client: Client, begun: float) -> None:
         self.error = ""
-        self._down.clear()
+        self.lost.clear()
         self._up.set()
         self._announce_change()
         log.info(
@@ -200,7 +213,7 @@ class Cluster:
                 continue
             # TCP notices a silent network by what is not acknowledged; a middlebox or a stopped process acknowledges.
             try:
-                await self._call("identity", n_workers=0, timeout_s=silence_s)
+                await self.call("identity", n_workers=0, timeout_s=silence_s)
                 if self._compared != self._generation:  # somebody joined
                     await self._compare_versions(client)
             except (WorkerUnavailableError, TimeoutError, OSError):
@@ -212,9 +225,10 @@ class Cluster:
         """Forget what is known by this client. What runs is asked for again by the next one."""
         self._client = None
         self._up.clear()
-        self._down.set()
+        self.lost.set()
         self._workers = None
-        self._futures.clear()
+        for forget in self._when_lost:
+            forget()
         self._announce_change()
 
     def disagreements(self) -> list[str]:
@@ -246,18 +260,14 @@ class Cluster:
             self._generation += 1
             self._announce_change()
 
-    def _heard_start(self, event: tuple[float, Mapping[str, Any]]) -> None:
-        message = event[1] if isinstance(event[1], dict) else {}
-        pid = message.get("pid")
-        self.note_start(str(message.get("attempt")), pid if isinstance(pid, int) else None)
+    def here(self) -> Client:
+        """Return the connected client.
 
-    def note_start(self, attempt_id: str, pid: int | None) -> None:
-        """Take in that the process of an attempt exists, as whom."""
-        started = self._started.get(attempt_id)
-        if started is not None and not started.done():
-            started.set_result(pid)
-
-    def _here(self) -> Client:
+        Raises
+        ------
+        WorkerUnavailableError
+            There is none.
+        """
         if self._client is None or self._client.status != "running":
             raise WorkerUnavailableError(f"the Dask scheduler {self.address} cannot be reached: {self.error}")
         return self._client
@@ -265,14 +275,14 @@ class Cluster:
     async def _refresh(self) -> dict[str, DaskWorkerFacts]:
         if self._workers is None:
             generation = self._generation
-            identity = await self._call("identity")
+            identity = await self.call("identity")
             found = {address: facts_of(address, one) for address, one in identity.get("workers", {}).items()}
             if generation == self._generation:
                 self._workers = found
             return found
         return self._workers
 
-    async def _call(self, operation: str, *, timeout_s: float = _ASK_S, **arguments: Any) -> Any:
+    async def call(self, operation: str, *, timeout_s: float = ASK_S, **arguments: Any) -> Any:
         """Ask the scheduler itself.
 
         Raises
@@ -280,18 +290,18 @@ class Cluster:
         WorkerUnavailableError
             It does not answer.
         """
-        client = self._client or self._here()
+        client = self._client or self.here()
         try:
             async with asyncio.timeout(timeout_s):
                 return await getattr(client.scheduler, operation)(**arguments)
         except (OSError, TimeoutError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise WorkerUnavailableError(
-                f"the Dask scheduler {self.address} does not answer ({operation}): {_sentence(error)}"
+                f"the Dask scheduler {self.address} does not answer ({operation}): {sentence(error)}"
             ) from error
 
     async def workers(self) -> Mapping[str, DaskWorkerFacts]:
         """Return the Dask workers that there are, by address."""
-        self._here()
+        self.here()
         return await self._refresh()
 
     def known_workers(self) -> Collection[DaskWorkerFacts]:
@@ -300,19 +310,19 @@ class Cluster:
 
     async def processing(self) -> Mapping[str, Collection[str]]:
         """Return the keys that each Dask worker has to do, or does; other clients' as well."""
-        self._here()
-        found: Mapping[str, Collection[str]] = await self._call("processing", workers=None)
+        self.here()
+        found: Mapping[str, Collection[str]] = await self.call("processing", workers=None)
         return found
 
     async def ask(
-        self, addresses: Collection[str] | None, request: dict[str, Any], *, timeout_s: float = _ASK_S
+        self, addresses: Collection[str] | None, request: dict[str, Any], *, timeout_s: float = ASK_S
     ) -> dict[str, bytes]:
         """Have Dask workers answer a request on their event loops; who does not answer is missing in the result.
 
         `Client.run` would unpickle what it gets: this is the same question without that.
         """
-        self._here()
-        answers = await self._call(
+        self.here()
+        answers = await self.call(
             "broadcast",
             timeout_s=timeout_s,
             msg={
@@ -332,13 +342,12 @@ class Cluster:
             if isinstance(answer, dict) and isinstance(answer.get("result"), bytes)
         }
 
-    async def submit(self, key: str, worker: DaskWorkerFacts, request: dict[str, Any]) -> None:
-        """Give a Dask worker something to run, and have the scheduler keep it under its key for a later daemon.
+    def run(self, key: str, worker: DaskWorkerFacts, request: dict[str, Any]) -> Future[bytes]:
+        """Give a Dask worker something to run.
 
         It is pinned: should its worker die, no other one takes it over without our knowing.
         """
-        client = self._here()
-        future = client.submit(
+        return self.here().submit(
             eval,
             EXPRESSION,
             names_for(request),
@@ -349,166 +358,22 @@ class Cluster:
             allow_other_workers=False,
             resources={SLOT: 1} if worker.slots else None,
         )
-        self._futures[key] = future
-        try:
-            async with asyncio.timeout(_ASK_S):
-                await client.publish_dataset(future, name=key, override=True)
-        except (OSError, TimeoutError, RuntimeError, ValueError, KeyError) as error:
-            raise self._silent(error) from error
 
-    async def published(self) -> Collection[str]:
-        """Return the keys that the scheduler keeps, whoever's they are."""
-        self._here()
-        names = await self._call("publish_list")
-        return [name for name in names if isinstance(name, str)]
+    def future_of(self, key: str) -> Future[bytes]:
+        """Return a future of what the scheduler may know under a key."""
+        return Future(key, self.here())
 
-    async def _future(self, key: str) -> Future[bytes]:
-        """Return the future of a key, taken over from an earlier client if need be.
-
-        Raises
-        ------
-        WorkerLostError
-            The scheduler does not know it.
-        """
-        future = self._futures.get(key)
-        if future is None:
-            if key not in await self.published():
-                raise WorkerLostError(f"the Dask scheduler {self.address} was restarted: it has forgotten the run")
-            client = self._here()
-            future = self._futures[key] = Future(key, client)
-            # What Client.get_dataset does after it unpickled the future, which we refuse to.
-            client._send_to_scheduler({"op": "client-desires-keys", "keys": [key], "client": client.id})  # noqa: SLF001 -- no public way
+    def take_over(self, key: str) -> Future[bytes]:
+        """Return the future of what an earlier client has given the scheduler."""
+        client = self.here()
+        future = Future(key, client)
+        # What Client.get_dataset does after it unpickled the future, which we refuse to.
+        client._send_to_scheduler({"op": "client-desires-keys", "keys": [key], "client": client.id})  # noqa: SLF001 -- no public way
         return future
 
-    async def is_done(self, key: str) -> bool:
-        """Return whether what was submitted under a key has ended.
-
-        Raises
-        ------
-        WorkerLostError
-            The scheduler does not know it, or its Dask worker is gone.
-        """
-        self._here()
-        states = await self._call("get_task_status", keys=[key])
-        state = states.get(key) if isinstance(states, dict) else None
-        if state in (None, "lost", "no-worker", "forgotten"):
-            raise WorkerLostError(f"the run is gone (its task is {state or 'unknown'} to the Dask scheduler)")
-        return state in ("memory", "erred")
-
-    def expect_start(self, attempt_id: str) -> asyncio.Future[int | None]:
-        """Return what is done, with its pid, when the process of an attempt exists."""
-        return self._started.setdefault(attempt_id, asyncio.get_running_loop().create_future())
-
-    async def result(self, key: str, address: str, *, patience_s: Callable[[], float]) -> bytes:
-        """Wait for what was submitted under a key, through lost connections, and return its bytes.
-
-        Parameters
-        ----------
-        key
-            As it was submitted.
-        address
-            The Dask worker that has it.
-        patience_s
-            For how long to wait for a scheduler that cannot be reached, in seconds from now.
-
-        Raises
-        ------
-        WorkerLostError
-            The Dask worker is gone, the scheduler forgot the run, or it cannot be reached for too long.
-        """
-        while True:
-            if not await self.wait_until_up(max(0.0, patience_s())):
-                raise WorkerLostError(f"the Dask scheduler {self.address} could not be reached in time: {self.error}")
-            # Before we look whether it is there: nothing may come between the two.
-            leaving = self._leaving.setdefault(address, asyncio.Event())
-            try:
-                future = await self._future(key)
-                if address not in await self.workers():
-                    raise WorkerLostError(f"the Dask worker {address} is gone")
-            except WorkerUnavailableError:
-                await asyncio.sleep(_LOOK_S)
-                continue
-            found = await self._first_of(future, leaving, address)
-            if found is not None:
-                return found
-            self._futures.pop(key, None)
-            # A future that was cancelled under us: the connection broke, and this client is about to notice.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_S):
-                    await self._down.wait()
-
-    async def _first_of(self, future: Future[bytes], leaving: asyncio.Event, address: str) -> bytes | None:
-        got = asyncio.ensure_future(_result_of(future))
-        left = asyncio.ensure_future(leaving.wait())
-        down = asyncio.ensure_future(self._down.wait())
-        try:
-            await asyncio.wait({got, left, down}, return_when=asyncio.FIRST_COMPLETED)
-            if got.done():
-                return got.result()
-            if left.done():
-                raise WorkerLostError(f"the Dask worker {address} is gone")
-            return None
-        finally:
-            for waiting in (got, left, down):
-                waiting.cancel()
-            await asyncio.wait({got, left, down})
-            if got.done() and not got.cancelled():
-                got.exception()
-
-    async def forget(self, keys: Collection[str]) -> None:
-        """Let the scheduler forget keys, so that it never runs them again; a run that goes on is not ended by that."""
-        if not keys:
-            return
-        client = self._here()
-        try:
-            async with asyncio.timeout(_ASK_S):
-                for key in keys:
-                    # By force, whoever may still hold it: a future that a traceback keeps alive is enough for Dask to
-                    # run a task again when its worker is back. Unpublishing waits until the scheduler has read that.
-                    future = self._futures.pop(key, None) or Future(key, client)
-                    await client.cancel([future], force=True, reason="rampd is done with it")
-                    await client.unpublish_dataset(key)
-        except (OSError, TimeoutError, RuntimeError) as error:
-            raise self._silent(error) from error
-
-    def _silent(self, error: Exception) -> WorkerUnavailableError:
-        return WorkerUnavailableError(f"the Dask scheduler {self.address} does not answer: {_sentence(error)}")
-
-    def has_ended(self, attempt_id: str) -> None:
-        """Let go of what was kept for an attempt."""
-        self._started.pop(attempt_id, None)
-
-
-async def _result_of(future: Future[bytes]) -> bytes | None:
-    """Return a future's bytes; None if it was cancelled, which a lost connection does.
-
-    Raises
-    ------
-    WorkerError
-        The task itself failed: Dask could not even call what was sent.
-    """
-    try:
-        result = await future.result()
-    except (OSError, TimeoutError) as error:
-        raise WorkerLostError(f"the result could not be fetched: {_sentence(error)}") from error
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:
-        if future.cancelled():
-            return None
-        raise WorkerError(f"the Dask worker could not run the task: {_sentence(error)}") from error
-    if not isinstance(result, bytes):
-        raise WorkerError("the Dask worker returned something that is not ours")
-    return result
-
-
-def _sentence(error: BaseException) -> str:
-    text = (
-        (os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "")
-        or str(error).strip().partition("\n")[0]
-        or type(error).__name__
-    )
-    return text[:300]
+    def silent(self, error: Exception) -> WorkerUnavailableError:
+        """Return what a failed question to the scheduler means."""
+        return WorkerUnavailableError(f"the Dask scheduler {self.address} does not answer: {sentence(error)}")
 
 
 async def _closed(client: Client | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+from contextlib import suppress
 from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -71,3 +73,24 @@ class DaskConfig(WorkerConfig):
         if value is not None and not value.startswith("/"):
             raise ValueError("an absolute path on the Dask workers' hosts")
         return value
+
+    def exposures(self) -> list[str]:
+        """Return a sentence for everything that is not protected with these settings, and how to protect it."""
+        scheme, _, rest = self.dask_scheduler.partition("://")
+        host = rest.rpartition(":")[0].strip("[]")
+        is_local = host == "localhost"
+        with suppress(ValueError):
+            is_local = ipaddress.ip_address(host).is_loopback
+        found = []
+        if scheme == "tcp" and not is_local:
+            found.append(
+                f"{self.dask_scheduler} is neither encrypted nor authenticated: whoever reaches its port runs "
+                "any code on every Dask worker and reads and changes what submissions send; use tls:// with "
+                "worker.tls_ca_file, tls_client_cert and tls_client_key, or have a firewall let in its hosts only"
+            )
+        if self.run_as is None:
+            found.append(
+                "submissions run as the Dask workers' own user: they can read and change what it can; give Dask "
+                "workers a user of their own, or start them as root with worker.run_as naming one"
+            )
+        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,3 +65,13 @@ def versions_of(versions: Mapping[str, Any]) -> dict[str, str]:
 def _version(one: Any) -> str:
     packages = one.get("packages") if isinstance(one, dict) else None
     return str(packages.get("distributed", "")) if isinstance(packages, dict) else ""
+
+
+def sentence(error: BaseException) -> str:
+    """Return what went wrong, for people, on one line."""
+    text = (
+        (os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "")
+        or str(error).strip().partition("\n")[0]
+        or type(error).__name__
+    )
+    return text[:300]

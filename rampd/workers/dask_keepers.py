@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from contextlib import suppress
 
 TYPE_CHECKING = False  # what type checkers take for True; `typing` itself is not needed there
@@ -47,10 +48,10 @@ class Keeper:
     modes
         Kinds of containment; see `rampd.workers.launcher`.
     sources
-        The program's modules, by name.
+        The program's modules, packed.
     """
 
-    def __init__(self, modes: tuple[str, ...], sources: list[tuple[str, str]]) -> None:
+    def __init__(self, modes: tuple[str, ...], sources: bytes) -> None:
         self._modes = modes
         self._runs: dict[str, queue.SimpleQueue[list[str]]] = {}
         self._writing = threading.Lock()
@@ -63,7 +64,9 @@ class Keeper:
             cwd="/",
             start_new_session=True,
         )
-        code = marshal.dumps([(name, compile(source, name, "exec")) for name, source in sources])
+        code = marshal.dumps(
+            [(name, compile(source, name, "exec")) for name, source in json.loads(zlib.decompress(sources))]
+        )
         self._write(b"%08d" % len(code) + code)
         threading.Thread(target=self._listen, name="rampd-keeper", daemon=True).start()
 
@@ -135,9 +138,7 @@ class Keeper:
             del _keepers[self._modes]
 
 
-def begin(
-    modes: tuple[str, ...], sources: list[tuple[str, str]], spec: dict[str, Any]
-) -> tuple[Keeper, queue.SimpleQueue[list[str]]]:
+def begin(modes: tuple[str, ...], sources: bytes, spec: dict[str, Any]) -> tuple[Keeper, queue.SimpleQueue[list[str]]]:
     """Start a run with a keeper that serves, or with a new one.
 
     Raises

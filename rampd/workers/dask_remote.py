@@ -72,12 +72,15 @@ def _make_base(request: dict[str, Any]) -> None:
 
 def _fence(request: dict[str, Any]) -> bool:
     """Make the attempt's fence; False if it is there, and so the attempt was run or withdrawn here before."""
-    _make_base(request)
-    try:
-        os.close(os.open(_folder(request, "fences"), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        return False
-    return True
+    while True:
+        _make_base(request)
+        try:
+            os.close(os.open(_folder(request, "fences"), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            continue  # the last of the attempts before this one took the folder with it, just now
+        return True
 
 
 def _look(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -147,11 +150,26 @@ def _remove(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         return {"gone": False}, b""
     with suppress(FileNotFoundError):
         os.unlink(fence)
+    _remove_base(request)
+    return {"gone": True}, b""
+
+
+def _unfence(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Take the fences of attempts away of which nothing else is left here, and whose tasks the scheduler forgot."""
+    for attempt in request["attempts"]:
+        one = {**request, "attempt": attempt}
+        if attempt not in runs and not os.path.lexists(_folder(one)):
+            with suppress(FileNotFoundError):
+                os.unlink(_folder(one, "fences"))
+    _remove_base(request)
+    return {}, b""
+
+
+def _remove_base(request: dict[str, Any]) -> None:
     base = _base(request)
     for path in (f"{base}/attempts", f"{base}/fences", base):
         with suppress(OSError):  # others are still there
             os.rmdir(path)
-    return {"gone": True}, b""
 
 
 def _run(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -179,4 +197,5 @@ _ANSWERS = {
     "kill": _end,
     "list": _list,
     "remove": _remove,
+    "unfence": _unfence,
 }

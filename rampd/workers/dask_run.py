@@ -49,6 +49,7 @@ class Run:
         self._lock = threading.Lock()
         self._word = ""
         self._pid: int | None = None
+        self._is_started = False
 
     def go(self) -> tuple[dict[str, Any], bytes]:
         """Unpack, run, pack."""
@@ -136,10 +137,12 @@ class Run:
 
     def _heard(self, word: str, rest: list[str]) -> dict[str, Any]:
         """Take in one report; return how the run ended, if it is that."""
-        if word == "pid":
-            self._pid = int(rest[0])
-        elif word == "started":
-            _announce(self.request["attempt"], self._pid)
+        if word in ("pid", "started"):
+            # The supervisor may speak before the keeper comes to say who it is.
+            self._pid = int(rest[0]) if word == "pid" else self._pid
+            self._is_started |= word == "started"
+            if self._is_started and self._pid is not None:
+                _announce(self.request["attempt"], self._pid)
         elif word == "failed":
             return {"failed": [int(rest[0]), rest[1]]}
         elif word == "ended":
@@ -208,7 +211,7 @@ def _environment(request: dict[str, Any], found: dict[str, Any], folder: str) ->
     return environment | given | {MARKER: folder}
 
 
-def _announce(attempt: str, pid: int | None) -> None:
+def _announce(attempt: str, pid: int) -> None:
     """Tell whoever listens at the scheduler that the process exists."""
     from distributed import get_worker  # noqa: PLC0415 -- there, not here
 

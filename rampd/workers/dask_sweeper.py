@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from rampd.workers.dask_cluster import Cluster
+    from rampd.workers.dask_tasks import Tasks
 
 _REMOVE_S = 15.0
 """KILL, the removal of a folder, and the way there and back."""
 _RECONNECT_S = 5.0
 _ASK_AGAIN_S = 0.05
+_GATHER_S = 1.0
+"""For how long fences are let stand, to be taken away together."""
+_LAST_S = 5.0
 
 
 class Sweeper:
@@ -26,33 +30,48 @@ class Sweeper:
 
     Parameters
     ----------
-    cluster
-        The cluster.
+    cluster, tasks
+        The cluster, and what runs there.
     request
         Makes a request of the remote part.
     key_of
         Gives the key of an attempt's task.
     """
 
-    def __init__(self, cluster: Cluster, request: Callable[..., dict[str, Any]], key_of: Callable[[str], str]) -> None:
+    def __init__(
+        self, cluster: Cluster, tasks: Tasks, request: Callable[..., dict[str, Any]], key_of: Callable[[str], str]
+    ) -> None:
         self._cluster = cluster
+        self._tasks = tasks
         self._request = request
         self._key_of = key_of
         self._left: dict[str, tuple[str, str]] = {}
         """Attempts still to be removed: the Dask worker's address, and its host."""
+        self._fenced: dict[str, str] = {}
+        """Those of them of which nothing is left but the fence: the Dask worker's address."""
+        self._is_fenced = asyncio.Event()
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Begin to look after hosts that come back; ended by `stack`."""
-        sweeping = asyncio.create_task(self._sweep(), name="dask sweep")
+        tasks = {
+            asyncio.create_task(self._sweep(), name="dask sweep"),
+            asyncio.create_task(self._take_fences_away(), name="dask fences"),
+        }
 
         async def end() -> None:
-            sweeping.cancel()
-            await asyncio.wait({sweeping})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            with suppress(WorkerError, TimeoutError):  # the next daemon's reclaim finds them as well
+                async with asyncio.timeout(_LAST_S):
+                    await self._unfence()
 
         stack.push_async_callback(end)
 
-    async def remove(self, attempt_id: str, address: str, host: str) -> None:
+    async def remove(self, attempt_id: str, address: str, host: str, *, is_fence_only: bool) -> None:
         """End an attempt's run and remove it, now or as soon as the scheduler, or somebody on its host, is back.
+
+        Where it is known that nothing but its fence is left, that goes soon, with others'.
 
         Raises
         ------
@@ -62,7 +81,33 @@ class Sweeper:
         self._left[attempt_id] = address, host
         if not await self._cluster.wait_until_up(_RECONNECT_S):
             raise WorkerUnavailableError(f"the Dask scheduler cannot be reached: {self._cluster.error}")
-        await self._remove_left(attempt_id)
+        if not is_fence_only:
+            await self._remove_left(attempt_id)
+            return
+        await self._tasks.forget([self._key_of(attempt_id)])
+        self._fenced[attempt_id] = address
+        self._is_fenced.set()
+
+    async def _take_fences_away(self) -> None:
+        while True:
+            await self._is_fenced.wait()
+            await asyncio.sleep(_GATHER_S)
+            self._is_fenced.clear()
+            with suppress(WorkerError, TimeoutError):
+                await self._unfence()
+
+    async def _unfence(self) -> None:
+        """Take the fences of forgotten tasks away, all at once; those of who does not answer are left to the sweep."""
+        fenced, self._fenced = self._fenced, {}
+        if not fenced:
+            return
+        there = set(await self._cluster.workers())
+        answers = await self._cluster.ask(
+            there.intersection(fenced.values()), self._request("unfence", attempts=list(fenced))
+        )
+        for attempt_id, address in fenced.items():
+            if address in answers and "error" not in split(answers[address])[0]:
+                self._left.pop(attempt_id, None)
 
     async def _sweep(self) -> None:
         """Remove what could not be removed as soon as somebody is back on its host."""
@@ -74,7 +119,7 @@ class Sweeper:
 
     async def _remove_left(self, attempt_id: str) -> None:
         # In this order: without its fence, a task that the scheduler still wants would be run again.
-        await self._cluster.forget([self._key_of(attempt_id)])
+        await self._tasks.forget([self._key_of(attempt_id)])
         where = self._left.get(attempt_id)
         if where is None or await self._remove(attempt_id, *where):
             self._left.pop(attempt_id, None)
@@ -102,9 +147,10 @@ class Sweeper:
 
     async def reclaim(self, keep: Collection[str]) -> list[str]:
         """End and remove every attempt of this event's that is not in `keep`; return what it was."""
+        await self._unfence()
         # First what is outside, then what is held: what was begun meanwhile is not taken for lost.
         prefix = self._key_of("")
-        published = [key for key in await self._cluster.published() if key.startswith(prefix)]
+        published = [key for key in await self._tasks.published() if key.startswith(prefix)]
         workers = await self._cluster.workers()
         answers = await self._cluster.ask(None, self._request("list"))
         stale: dict[tuple[str, str], str] = {}
@@ -117,7 +163,7 @@ class Sweeper:
                     stale[attempt_id, host] = address
         # In this order: without its fence, a task that the scheduler still wants would be run again.
         gone = [key for key in published if key.removeprefix(prefix) not in keep]
-        await self._cluster.forget(gone)
+        await self._tasks.forget(gone)
         reclaimed = []
         for (attempt_id, host), address in stale.items():
             if attempt_id not in keep:

@@ -100,9 +100,9 @@ class Transfer:
     async def send(self, allocation: DaskAllocation) -> bytes | None:
         """Send a submission's archive ahead of its task; return it where it is small enough to travel with that."""
         path = _archive_of(Path(allocation.attempt_dir))
-        size = (await asyncio.to_thread(path.stat)).st_size
-        if size <= INLINE_BYTES:
-            return await asyncio.to_thread(path.read_bytes)
+        size, small = await asyncio.to_thread(_size_or_all_of, path)
+        if small is not None:
+            return small
         for offset in range(0, size, PIECE_BYTES):
             async with self._pieces:
                 piece = await asyncio.to_thread(_read_at, path, offset, PIECE_BYTES)
@@ -142,9 +142,14 @@ class Transfer:
         if not head.get("inline"):
             return
         log_bytes = int(head["kept_log_bytes"])
-        await asyncio.to_thread(_write_at, Path(allocation.log_path), 0, payload[:log_bytes])
-        if head["results_bytes"] is not None:
-            await asyncio.to_thread(_write_at, _results_of(allocation), 0, payload[log_bytes:])
+        log_path, results = Path(allocation.log_path), _results_of(allocation)
+
+        def write() -> None:
+            _write_at(log_path, 0, payload[:log_bytes])
+            if head["results_bytes"] is not None:
+                _write_at(results, 0, payload[log_bytes:])
+
+        await asyncio.to_thread(write)
 
     async def fetch(self, allocation: DaskAllocation, *, max_bytes: int, max_files: int) -> Fetched:
         """Fetch what has not come yet, and unpack training_output into the attempt's folder.
@@ -195,6 +200,10 @@ class Transfer:
             offset += len(piece)
             tries = 0
 
+    def has_come_whole(self, attempt_id: str) -> bool:
+        """Return whether all of a run came with its end, so that its host has removed it already."""
+        return bool(self._heads.get(attempt_id, {}).get("inline"))
+
     def forget(self, attempt_id: str) -> None:
         """Let go of what was kept for an attempt."""
         self._heads.pop(attempt_id, None)
@@ -238,6 +247,11 @@ def _size_of(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def _size_or_all_of(path: Path) -> tuple[int, bytes | None]:
+    size = path.stat().st_size
+    return size, path.read_bytes() if size <= INLINE_BYTES else None
 
 
 def _read_at(path: Path, offset: int, size: int) -> bytes:

@@ -9,9 +9,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
-from rampd.errors import WorkerLostError, WorkerSetupError
+from rampd.errors import WorkerLostError, WorkerSetupError, WorkerUnavailableError
 from support.conda import warm_up_uvloop
 from support.dask import DaskCluster
 from support.dask_room import DaskRoom
@@ -192,7 +193,7 @@ async def test_results_that_are_refused(room: DaskRoom, script: str, sentence: s
         async with room.launched(worker, job) as allocation:
             await worker.wait(allocation)
             results = await worker.collect_results(job, allocation)
-        assert (results.training_output, results.refused) == (None, sentence)
+        assert (results.training_output, results.refused) == (None, f"training_output was refused: {sentence}.")
 
 
 async def test_a_stop_ends_grandchildren_that_ignore_it(room: DaskRoom) -> None:
@@ -219,22 +220,67 @@ async def test_a_host_ends_a_run_whose_daemon_is_gone(room: DaskRoom, monkeypatc
         assert (await worker.collect_results(job, allocation)).exit.timed_out
 
 
-async def test_a_keeper_that_is_killed(room: DaskRoom) -> None:
-    """Whoever kills what watches over a run ends the run; it is lost, and not the participant's fault."""
-    room.ramp_test("sleep 1000")
+@pytest.mark.parametrize("whose", ["supervisor", "keeper"])
+async def test_what_watches_over_a_run_is_killed(room: DaskRoom, whose: str) -> None:
+    """Whoever kills it ends the run; it is lost, and not the participant's fault, and the next run is as any other."""
+    room.ramp_test("echo there; sleep 1000")
     job = room.job()
-    async with room.opened() as worker, room.launched(worker, job) as allocation:
-        waiting = asyncio.ensure_future(worker.wait(allocation))
-        runs = room.runs()
-        (keeper,) = (pid for pid in runs if _parent(pid) not in runs)
-        os.kill(keeper, 9)
-        with pytest.raises(WorkerLostError, match="supervisor was killed"):
-            await waiting
-        assert not room.runs()
+    async with room.opened() as worker:
+        async with room.launched(worker, job) as allocation:
+            assert allocation.pid is not None
+            waiting = asyncio.ensure_future(worker.wait(allocation))
+            await until(lambda: job.log_path.read_bytes() == b"there\n", what="its start")
+            os.kill(allocation.pid if whose == "supervisor" else _parent(allocation.pid), 9)
+            with pytest.raises(WorkerLostError, match="supervisor was killed"):
+                await waiting
+            assert not room.runs()
+        room.ramp_test("exit 3")
+        assert (await room.run(worker, room.job(attempt=2)))[0].status == 3
+
+
+async def test_two_daemons_that_choose_the_same_dask_worker_at_once(
+    room: DaskRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later one's task never begins: it is withdrawn, costs a retry, and leaves the earlier one's run alone."""
+    monkeypatch.setattr("rampd.workers.dask._SEATED_S", 0.3)
+    other_room = DaskRoom(tmp_path / "other", room.cluster)
+    for one in (room, other_room):
+        one.ramp_test(f"echo x >> {tmp_path}/starts-{one.root.name}; sleep 1000")
+    job, other_job = room.job(), other_room.job()
+    async with room.opened(workers=2) as worker, other_room.opened(workers=2) as other:
+        allocation = await worker.setup(job)
+        taken_as_well = await other.setup(other_job)
+        assert taken_as_well.dask_worker == allocation.dask_worker  # neither could see the other's
+        allocation = await worker.launch_submission(job, allocation)
+        with pytest.raises(WorkerUnavailableError, match="was taken by another client"):
+            await other.launch_submission(other_job, taken_as_well)
+        await other.teardown(taken_as_well)
+        assert not (tmp_path / "starts-other").exists()
+        assert not await worker.is_submission_finished(allocation)
+        again = other_room.job(attempt=2)
+        async with other_room.launched(other, again) as elsewhere:  # by now the other's run is seen
+            assert elsewhere.dask_worker != allocation.dask_worker
+        assert (await worker.stop(allocation)).signal == 15
+        await worker.teardown(allocation)
 
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+
+
+async def test_one_keeper_serves_all_runs_of_a_dask_worker(room: DaskRoom) -> None:
+    """A program that is there already starts the next run; none of the earlier ones' is its child any more."""
+    room.ramp_test("echo there; sleep 1000")
+    keepers: dict[str, int] = {}
+    async with room.opened(workers=2) as worker:
+        for attempt in range(1, 5):
+            job = room.job(attempt=attempt)
+            async with room.launched(worker, job) as allocation:
+                assert allocation.pid is not None
+                keeper = _parent(allocation.pid)
+                assert keepers.setdefault(allocation.dask_worker, keeper) == keeper
+                assert psutil.Process(keeper).children() == [psutil.Process(allocation.pid)]
+    assert keepers
 
 
 @pytest.mark.parametrize(

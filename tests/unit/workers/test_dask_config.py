@@ -65,3 +65,22 @@ def test_n_workers_counts_where_the_dispatchers_does_not_stand(
     settings = load_settings(config)
     assert settings.dispatcher.n_workers == expected
     assert any("worker.n_workers is ignored" in warning for warning in settings.warnings) is warns
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3", "scheduler.example.org", "[2001:db8::1]", "0.0.0.0"])  # noqa: S104 -- nobody binds to it
+def test_plain_tcp_beyond_this_machine_is_warned_of(host: str) -> None:
+    """One sentence says what an attacker could do, and how to turn TLS on."""
+    (said,) = _config(dask_scheduler=f"tcp://{host}:8786", run_as="x").exposures()
+    assert said.startswith(f"tcp://{host}:8786 is neither encrypted nor authenticated")
+    for words in ("runs any code", "use tls://", "tls_ca_file, tls_client_cert and tls_client_key", "a firewall"):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:8786", "tcp://127.3.2.1:1", "tcp://[::1]:8786", "tcp://localhost:1"]
+)
+def test_loopback_is_not_warned_of(address: str) -> None:
+    """Whoever reaches it is on this machine already."""
+    assert _config(dask_scheduler=address, run_as="x").exposures() == []
+    (said,) = _config(dask_scheduler=address).exposures()
+    assert "the Dask workers' own user" in said
