@@ -59,6 +59,11 @@ def _folder(request: dict[str, Any], kind: str = "attempts") -> str:
     return os.path.join(_base(request), kind, request["attempt"])
 
 
+def _name(request: dict[str, Any]) -> str:
+    """Return the name of a run, whoever else uses this Dask worker."""
+    return f"{request['owner']}/{request['attempt']}"
+
+
 def _make_base(request: dict[str, Any]) -> None:
     base = _base(request)
     # Passable, not readable: attempts may belong to another user (worker.run_as).
@@ -120,7 +125,7 @@ def _withdraw(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 
 def _end(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Have a run ended: ``stop`` with TERM, 5 s, KILL; ``kill`` at once. Its task then ends by itself."""
-    run = runs.get(request["attempt"])
+    run = runs.get(_name(request))
     if run is not None:
         run.tell(request["do"])
     return {"runs": run is not None}, b""
@@ -133,18 +138,19 @@ def _list(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     for kind in ("attempts", "fences"):
         with suppress(OSError):
             found |= set(os.listdir(f"{base}/{kind}"))
-    return {"attempts": sorted(found), "active": sorted(runs)}, b""
+    active = sorted(run.request["attempt"] for run in list(runs.values()) if run.request["owner"] == request["owner"])
+    return {"attempts": sorted(found), "active": active}, b""
 
 
 def _remove(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """End what is left of an attempt and remove it, in the background if it takes time: asked until it is gone."""
     folder, fence = _folder(request), _folder(request, "fences")
-    run = runs.get(request["attempt"])
+    run = runs.get(_name(request))
     if run is not None:
         run.tell("kill")
         return {"gone": False}, b""
     if os.path.lexists(folder):
-        cleaning = f"rampd-remove-{request['attempt']}"
+        cleaning = f"rampd-remove-{_name(request)}"
         if all(thread.name != cleaning for thread in threading.enumerate()):
             threading.Thread(target=clean, args=(folder,), name=cleaning, daemon=True).start()
         return {"gone": False}, b""
@@ -158,7 +164,7 @@ def _unfence(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Take the fences of attempts away of which nothing else is left here, and whose tasks the scheduler forgot."""
     for attempt in request["attempts"]:
         one = {**request, "attempt": attempt}
-        if attempt not in runs and not os.path.lexists(_folder(one)):
+        if _name(one) not in runs and not os.path.lexists(_folder(one)):
             with suppress(FileNotFoundError):
                 os.unlink(_folder(one, "fences"))
     _remove_base(request)
@@ -177,14 +183,14 @@ def _run(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     if not _fence(request):
         return {"fenced": True}, b""
     run = Run(request, _folder(request))
-    runs[request["attempt"]] = run
+    runs[_name(request)] = run
     try:
         return run.go()
     except BaseException:
         run.abandon()
         raise
     finally:
-        runs.pop(request["attempt"], None)
+        runs.pop(_name(request), None)
 
 
 _ANSWERS = {

@@ -34,7 +34,7 @@ _LOOK_S = 0.5
 _NICENESS = 10
 
 runs: dict[str, Run] = {}
-"""What this Dask worker runs, by attempt."""
+"""What this Dask worker runs, by owner and attempt."""
 
 
 class Run:
