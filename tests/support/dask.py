@@ -120,7 +120,7 @@ class DaskCluster:
 
     def left_on(self, host: str = "127.0.0.1") -> list[str]:
         """Return what rampd left in a host's temporary folder."""
-        return sorted(str(path.relative_to(self.root)) for path in self.scratch(host).glob("rampd-*/**/*"))
+        return sorted(str(path.relative_to(self.root)) for path in self.scratch(host).glob("rampd-*"))
 
     def scheduler(self) -> DaskProcess:
         """Start a scheduler, and wait until it listens."""

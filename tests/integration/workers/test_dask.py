@@ -325,8 +325,10 @@ async def test_a_ramp_test_whose_interpreter_is_gone(room: DaskRoom) -> None:
         await worker.teardown(allocation)
 
 
-async def test_the_scheduler_that_nobody_is_at(room: DaskRoom) -> None:
+async def test_the_scheduler_that_nobody_is_at(room: DaskRoom, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong address holds the event, and says which."""
+    monkeypatch.setattr("rampd.workers.dask._OPENING_S", 0.5)
+    monkeypatch.setattr("rampd.workers.dask._RECONNECT_S", 0.5)
     worker = room.worker(dask_scheduler="tcp://127.0.0.1:1")
     async with AsyncExitStack() as stack:
         await worker.open(stack)
