@@ -108,7 +108,8 @@ def test_a_daemon_that_runs_for_long_stays_as_it_was(tmp_path: Path, show: Show)
     figures = show(endurance.endurance(tmp_path, first=200, last=1000))
     assert (figures["status"], figures["scored"], figures["finished_lines"]) == (0, 1000, 1000)
     growth = figures["growth"]
-    assert (growth["fds"], growth["threads"], growth["tasks"]) == (0, 0, 0)
+    assert (growth["fds"], growth["tasks"]) == (0, 0)
+    assert growth["threads"] <= 1  # the pool starts one more the first time that two looks at the disk coincide
     assert growth["rss_mb"] < 2.5
     assert figures["state_bytes_each"] < 3000
 
