@@ -357,7 +357,9 @@ sys.exit(code if code >= 0 else 128 - code)
     : >"$dir/started" || give_up disk-full
     # Waits for what it has started, where the whole group is told to end.
     trap : TERM
-    "$@"
+    # What a shell says of a child that a signal ended ("Terminated") is nothing that the submission printed.
+    exec 3>&2 2>/dev/null
+    "$@" 2>&3 3>&-
     status=$?
     { read -r status <"$dir/ramp_status"; } 2>/dev/null
     exit "$status"

@@ -42,7 +42,7 @@ if [ -f behave.sh ]; then . ./behave.sh; fi
 case $name in
   good*) mkdir -p training_output && cp -r TEMPLATE/. training_output && exit 0 ;;
   bad*) exit 1 ;;
-  hangs*) setsid sleep 1000 & sleep 1000 ;;
+  hangs*) setsid sleep 1000 & exec sleep 1000 ;; # no shell is left that could say "Terminated"
 esac
 exit 99
 """

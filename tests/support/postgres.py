@@ -119,7 +119,8 @@ class PostgresServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        with suppress(ProcessLookupError):  # killed from outside, after the last test that needs it: those would fail
+            self.stop()
         assert self._keeper is not None
         self._keeper.communicate(timeout=_PATIENCE_S)
         shutil.rmtree(self._folder)
