@@ -340,8 +340,10 @@ training() {
     if python3 -I -c '' 2>/dev/null; then
         set -- python3 -I -c '
 import os, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: None)
-child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
+# Ignored, not handled: an interpreter that ends puts its handlers back, and all are told to end twice.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+default = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM]
+child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ, setsigdef=default)
 _, status, usage = os.wait4(child, 0)
 try:
     with open(sys.argv[1], "w") as file:
@@ -357,9 +359,7 @@ sys.exit(code if code >= 0 else 128 - code)
     : >"$dir/started" || give_up disk-full
     # Waits for what it has started, where the whole group is told to end.
     trap : TERM
-    # What a shell says of a child that a signal ended ("Terminated") is nothing that the submission printed.
-    exec 3>&2 2>/dev/null
-    "$@" 2>&3 3>&-
+    "$@"
     status=$?
     { read -r status <"$dir/ramp_status"; } 2>/dev/null
     exit "$status"
