@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from rampd.database import Row
     from rampd.models import Attempt, Submission, Verdict
     from rampd.states import RequestKind
 
@@ -125,7 +126,7 @@ class Journal:
 
     async def record_launch(self, attempt_id: str, allocation: str) -> Attempt:
         """Say that the run exists, and since when. A repeated launch keeps the first one's time."""
-        return await self._advance(
+        row = await self._advance(
             """
             allocation = :allocation, step = 'launched',
             launched_at = coalesce(launched_at, :wall),
@@ -142,6 +143,7 @@ class Journal:
             "set_up",
             "launched",
         )
+        return attempt_of(row)
 
     async def decide(
         self, attempt_id: str, verdict: Verdict, *, final: bool, finished: Mapping[str, object]
@@ -194,9 +196,7 @@ class Journal:
                 (attempt.submission_id, attempt.number - ATTEMPTS_KEPT),
             )
 
-    async def _advance(
-        self, assignments: str, attempt_id: str, values: dict[str, Any], before: str, after: str
-    ) -> Attempt:
+    async def _advance(self, assignments: str, attempt_id: str, values: dict[str, Any], before: str, after: str) -> Row:
         rows = await self._database.fetch(
             f"UPDATE attempts SET {assignments} WHERE id = :id AND step IN (:before, :after) RETURNING *",  # noqa: S608 -- our own words
             {**values, "id": attempt_id, "before": before, "after": after},
@@ -204,7 +204,7 @@ class Journal:
         if not rows:
             found = await self._get(attempt_id)
             raise StoreError(f"attempt {attempt_id} is {found.step} and cannot become {after}")
-        return attempt_of(rows[0])
+        return rows[0]
 
     async def _get(self, attempt_id: str) -> Attempt:
         rows = await self._database.fetch("SELECT * FROM attempts WHERE id = ?", (attempt_id,))

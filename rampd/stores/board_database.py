@@ -1,17 +1,22 @@
 """The one module that speaks to PostgreSQL: connections, statements, notifications, and what their failures mean.
 
-SQLAlchemy's asyncio engine keeps the connections, psycopg 3 speaks libpq's language: `drivername: postgresql` of a
-RAMP deployment means psycopg 2 to ramp_database and psycopg 3 here, and both read the same hosts, options and PG…
-variables. Every statement is one transaction (autocommit); every one has a time limit. Knows nothing of submissions.
+SQLAlchemy's asyncio engine keeps the connections and compiles the statements, psycopg 3 speaks libpq's language:
+`drivername: postgresql` of a RAMP deployment means psycopg 2 to ramp_database and psycopg 3 here, and both read the
+same hosts, options and PG… variables. Statements go to psycopg as they were compiled once: through SQLAlchemy's own
+cursors and results each costs the loop twice as long. Every statement is one transaction (autocommit); every one has a
+time limit. Knows nothing of submissions.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -19,15 +24,15 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from rampd.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from contextlib import AsyncExitStack
 
-    from sqlalchemy import RowMapping, TextClause
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     from rampd.board_config import SqlalchemySection
 
-    Row = RowMapping
+Row = Mapping[str, Any]
+"""What `fetch` returns: values by column name."""
 
 STATEMENT_S = 20.0
 """How long one statement may take, connecting included; then the database counts as away."""
@@ -44,8 +49,11 @@ _LIBPQ = {
     "prepare_threshold": 0,
     "options": "-c plan_cache_mode=force_generic_plan",
 }
-_POOL_SIZE = 5
-_POOL_OVERFLOW = 5
+_CONNECTIONS = 2
+"""So many do the work: a statement takes a millisecond, and each connection plans every statement for itself."""
+_MORE_CONNECTIONS = 4
+_PATIENCE_S = 0.25
+"""After this a statement gets one of the others: a row that somebody locks must not hold everything up."""
 
 
 class RefusedError(StoreError):
@@ -74,7 +82,8 @@ class BoardDatabase:
     def __init__(self, section: SqlalchemySection) -> None:
         self._section = section
         self._engine: AsyncEngine | None = None
-        self._texts: dict[str, TextClause] = {}
+        self._compiled: dict[str, bytes] = {}
+        self._turns = asyncio.Semaphore(_CONNECTIONS)
 
     def __repr__(self) -> str:
         return f"BoardDatabase({self.where})"
@@ -104,8 +113,8 @@ class BoardDatabase:
                 query=self._section.query,
             ),
             isolation_level="AUTOCOMMIT",
-            pool_size=_POOL_SIZE,
-            max_overflow=_POOL_OVERFLOW,
+            pool_size=_CONNECTIONS,
+            max_overflow=_MORE_CONNECTIONS,
             pool_timeout=STATEMENT_S,
             pool_use_lifo=True,  # few connections do most of the work, and have it planned
             use_native_hstore=False,
@@ -126,14 +135,40 @@ class BoardDatabase:
         """
         if self._engine is None:
             raise StoreError(f"the board's database ({self.where}) is not open")
-        if (clause := self._texts.get(statement)) is None:
-            clause = self._texts[statement] = text(statement)
+        if (compiled := self._compiled.get(statement)) is None:
+            compiled = self._compiled[statement] = str(text(statement).compile(dialect=self._engine.dialect)).encode()
         try:
-            async with asyncio.timeout(STATEMENT_S), self._engine.connect() as connection:
-                result = await connection.execute(clause, parameters)
-                return result.mappings().all() if result.returns_rows else ()
+            async with asyncio.timeout(STATEMENT_S), self._turn(), self._engine.connect() as connection:
+                return await self._execute(connection, compiled, parameters)
         except (SQLAlchemyError, psycopg.Error, OSError, TimeoutError) as error:
             raise self._translated(error) from error
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait until one of the connections that do the work is free, but not for long."""
+        is_ours = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                is_ours = await self._turns.acquire()
+        try:
+            yield
+        finally:
+            if is_ours:
+                self._turns.release()
+
+    async def _execute(self, connection: AsyncConnection, compiled: bytes, parameters: Row) -> Sequence[Row]:
+        driver = (await connection.get_raw_connection()).driver_connection
+        if driver is None:
+            raise psycopg.OperationalError("the connection was closed")
+        try:
+            async with driver.cursor(row_factory=dict_row) as cursor:
+                await cursor.execute(compiled, parameters)
+                rows: Sequence[Row] = await cursor.fetchall() if cursor.description else ()
+                return rows
+        except BaseException:
+            if driver.info.transaction_status is not TransactionStatus.IDLE:  # broken, or still at this statement
+                await connection.invalidate()
+            raise
 
     def _translated(self, error: Exception) -> StoreError:
         cause = error.orig if isinstance(error, DBAPIError) else error

@@ -167,7 +167,8 @@ class PostgresServer:
         assert self._pid is not None
         server = psutil.Process(self._pid)
         for process in (server, *server.children(recursive=True)):
-            process.suspend() if frozen else process.resume()
+            with suppress(psutil.NoSuchProcess):  # a connection that was just closed
+                process.suspend() if frozen else process.resume()
 
     def connect(self, database: str = "postgres", user: str = ADMIN) -> psycopg.Connection[Any]:
         """Connect, in autocommit."""
