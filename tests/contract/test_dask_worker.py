@@ -18,24 +18,10 @@ from support.daemon import processes_marked
 from support.dask import DaskCluster, dask_section
 from support.deployment import Deployment
 from support.store_room import until
+from support.stub_environment import BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-# Has a child of its own while it hangs, and one in a session of its own: they count as the run's.
-_BY_NAME = """#!/bin/sh
-while [ $# -gt 0 ]; do
-  if [ "$1" = --submission ]; then name=$2; fi
-  shift
-done
-echo "$name runs"
-case "$name" in
-  good) exit 0 ;;
-  bad) exit 1 ;;
-  hangs) setsid sleep 1000 & sleep 1000 ;;
-esac
-exit 99
-"""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +65,7 @@ class TestDaskWorker(WorkerContract):
     async def open_worker(self, root: Path) -> AsyncIterator[Worker[Any]]:
         """Give one that is connected."""
         deployment = Deployment(root / "deployment")
-        deployment.make_stub_environment(_BY_NAME)
+        deployment.make_stub_environment(BY_NAME)
         (root / "state" / "attempts").mkdir(parents=True)
         for folder in (root / "kit", root / "data"):
             folder.mkdir(exist_ok=True)

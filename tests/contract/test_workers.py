@@ -23,26 +23,12 @@ from support.deployment import Deployment
 from support.plug_ins import LocalWorker
 from support.requirements import needs_root
 from support.store_room import until
+from support.stub_environment import BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rampd.workers.aws_allocation import AwsAllocation
-
-# Has a child of its own while it hangs, and one in a session of its own: they count as the run's.
-_BY_NAME = """#!/bin/sh
-while [ $# -gt 0 ]; do
-  if [ "$1" = --submission ]; then name=$2; fi
-  shift
-done
-echo "$name runs"
-case "$name" in
-  good) exit 0 ;;
-  bad) exit 1 ;;
-  hangs) setsid sleep 1000 & sleep 1000 ;;
-esac
-exit 99
-"""
 
 
 def _context(root: Path) -> WorkerContext:
@@ -88,7 +74,7 @@ class CondaWorkerContract(WorkerContract):
     async def open_worker(self, root: Path) -> AsyncIterator[Worker[Any]]:
         """Give one whose launcher runs."""
         deployment = Deployment(root / "deployment")
-        deployment.make_stub_environment(_BY_NAME)
+        deployment.make_stub_environment(BY_NAME)
         config = CondaConfig(worker_type="conda", conda_env=str(deployment.environment))
         worker = CondaWorker(config, _context(root), containment=self.containment)
         async with AsyncExitStack() as stack:

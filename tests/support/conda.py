@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,10 @@ from rampd.workers.containment import Containment
 from support.daemon import processes_marked
 from support.requirements import give_up
 from support.store_room import until
+from support.stub_environment import StubEnvironment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from rampd.models import Exit, Job
     from rampd.workers.conda import CondaAllocation
@@ -38,31 +37,13 @@ def warm_up_uvloop() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class CondaRoom:
+class CondaRoom(StubEnvironment):
     """The folders of one event below `root`, and its environment.
 
     Its name is to be in the command line or the environment of all that runs here, so that `alive` finds it.
     """
 
-    root: Path
     containment: Containment | None
-
-    @property
-    def prefix(self) -> Path:
-        """The environment."""
-        return self.root / "environment"
-
-    def ramp_test(self, script: str, *, interpreter: str = "/bin/sh") -> Path:
-        """Write ramp-test; ``$2`` is the submission's name and ``$8`` the folder of the private copy's folder."""
-        path = self.prefix / "bin" / "ramp-test"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"#!{interpreter}\n{script}", encoding="utf-8")
-        path.chmod(0o755)
-        return path
-
-    def python(self, script: str) -> Path:
-        """Write a ramp-test in Python; it does not look at where it is, nor for anybody's packages."""
-        return self.ramp_test(script, interpreter=f"{sys.executable} -I")
 
     def job(self, name: str = "one", *, attempt: int = 1, n_threads: int | None = None) -> Job:
         """Return a job, with a submission of one file."""

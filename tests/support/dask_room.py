@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,10 @@ from rampd.workers.dask_config import DaskConfig
 from support.daemon import processes_marked
 from support.dask import DaskCluster, dask_section
 from support.store_room import until
+from support.stub_environment import StubEnvironment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from rampd.models import Exit, Job
     from rampd.workers.dask import DaskAllocation
@@ -41,28 +40,10 @@ async def until_ready(worker: DaskWorker, *, workers: int = 1) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class DaskRoom:
+class DaskRoom(StubEnvironment):
     """The folders of one event below `root`, its environment, and the cluster that serves it."""
 
-    root: Path
     cluster: DaskCluster
-
-    @property
-    def prefix(self) -> Path:
-        """The environment."""
-        return self.root / "environment"
-
-    def ramp_test(self, script: str, *, interpreter: str = "/bin/sh") -> Path:
-        """Write ramp-test; ``$2`` is the submission's name and ``$8`` the folder of the private copy's folder."""
-        path = self.prefix / "bin" / "ramp-test"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"#!{interpreter}\n{script}", encoding="utf-8")
-        path.chmod(0o755)
-        return path
-
-    def python(self, script: str) -> Path:
-        """Write a ramp-test in Python."""
-        return self.ramp_test(script, interpreter=f"{sys.executable} -I")
 
     def job(self, name: str = "one", *, attempt: int = 1, **more: Any) -> Job:
         """Return a job, with a submission of one file."""

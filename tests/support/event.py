@@ -322,3 +322,14 @@ def find(records: list[Record], event: str, **fields: object) -> list[Record]:
         for record in records
         if record["event"] == event and all(record.get(key) == value for key, value in fields.items())
     ]
+
+
+async def states_of(event: Event) -> dict[str, str]:
+    """Return each submission's state."""
+    return {submission.name: submission.state.value for submission in await event.store.list()}
+
+
+async def history_of(event: Event, name: str = "one") -> list[str]:
+    """Return every state that a submission had."""
+    submission = await event.store.get(name)
+    return [state.value for state, _ in await event.store.history(submission.id)]

@@ -25,32 +25,19 @@ from support.event import (
     hurry,
     serve_out,
     served,
+    states_of,
 )
 from support.store_room import until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rampd.event import Event
 
     Record = dict[str, Any]
 
 
-@pytest.fixture
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventRoom:
-    """Return an event that ends when nothing is left, and where nothing that fails is waited for."""
-    hurry(monkeypatch)
-    return EventRoom(tmp_path)
-
-
 def started(records: list[Record]) -> list[str]:
     """Return whose runs began, in order."""
     return [record["submission"] for record in find(records, "submission.started")]
-
-
-async def states(event: Event) -> dict[str, str]:
-    """Return each submission's state."""
-    return {submission.name: submission.state.value for submission in await event.store.list()}
 
 
 def wake(event: Event) -> None:
@@ -65,7 +52,7 @@ async def test_never_more_than_n_workers_at_once(room: EventRoom) -> None:
     async with room.opened() as event:
         assert await serve_out(event) == 0
         assert fake(event).most_at_once == 2
-        assert set((await states(event)).values()) == {"scored"}
+        assert set((await states_of(event)).values()) == {"scored"}
 
 
 async def test_first_come_first_served(room: EventRoom, log_records: list[Record]) -> None:
@@ -85,7 +72,7 @@ async def test_exit_waits_for_what_backs_off(room: EventRoom) -> None:
     room.submit("one", good_run(raises={"setup": [WorkerLostError("gone"), WorkerUnavailableError("none free")]}))
     async with room.opened() as event:
         assert await serve_out(event) == 0
-        assert await states(event) == {"one": "scored"}
+        assert await states_of(event) == {"one": "scored"}
         assert [attempt.number for attempt in await event.journal.attempts()] == [1, 2, 3]
 
 
@@ -98,7 +85,7 @@ async def test_exit_waits_for_what_settles(room: EventRoom) -> None:
     room.runs["slow"] = good_run()
     async with room.opened() as event:
         assert await serve_out(event) == 0
-        assert await states(event) == {"slow": "scored"}
+        assert await states_of(event) == {"slow": "scored"}
 
 
 async def test_exit_has_status_1_where_the_event_is_held(room: EventRoom) -> None:
@@ -114,7 +101,7 @@ async def test_sleep_waits_for_the_next_one(room: EventRoom) -> None:
     async with room.opened() as event, served(event) as dispatcher:
         room.submit("late")
         await until(lambda: dispatcher.finished == 1)
-        assert await states(event) == {"late": "scored"}
+        assert await states_of(event) == {"late": "scored"}
 
 
 async def test_stop_drains(room: EventRoom) -> None:
@@ -128,7 +115,7 @@ async def test_stop_drains(room: EventRoom) -> None:
             await until(lambda: room.outside)
             dispatcher.stop()
             asyncio.get_running_loop().call_later(0.05, room.finish)
-        assert await states(event) == {"running": "scored", "waiting": "new"}
+        assert await states_of(event) == {"running": "scored", "waiting": "new"}
         assert dispatcher.running == 0
 
 
@@ -139,7 +126,7 @@ async def test_stop_interrupts_after_shutdown_grace(room: EventRoom) -> None:
     async with room.opened() as event:
         async with served(event):
             await until(lambda: room.outside)
-        assert await states(event) == {"one": "new"}
+        assert await states_of(event) == {"one": "new"}
         (attempt,) = await event.journal.attempts()
         assert (attempt.outcome, attempt.step) == (Outcome.INTERRUPTED, Step.CLOSED)
     assert room.outside == {}
@@ -155,12 +142,12 @@ async def test_stop_parks_what_can_be_resumed(room: EventRoom, log_records: list
         await event.store.scan()
         async with served(event):
             await until(lambda: room.outside)
-        assert await states(event) == {"one": "training", "two": "new"}
+        assert await states_of(event) == {"one": "training", "two": "new"}
     async with room.opened() as event:
         async with served(event) as dispatcher:
             await until(lambda: find(log_records, "submission.resumed"))
             await asyncio.sleep(0.05)
-            assert await states(event) == {"one": "training", "two": "new"}
+            assert await states_of(event) == {"one": "training", "two": "new"}
             room.finish()
             await until(lambda: dispatcher.finished == 2)
         assert fake(event).most_at_once == 1
@@ -257,7 +244,7 @@ async def test_a_drained_event_claims_nothing(room: EventRoom, log_records: list
         await event.journal.put("drained", {"since": 0})
         async with served(event) as dispatcher:
             await asyncio.sleep(0.05)
-            assert await states(event) == {"one": "new"}
+            assert await states_of(event) == {"one": "new"}
             await event.journal.delete("drained")
             wake(event)
             await until(lambda: dispatcher.finished == 1)
@@ -282,7 +269,7 @@ async def test_a_drain_lets_end_what_runs(room: EventRoom, log_records: list[Rec
             room.finish()
             await until(lambda: dispatcher.finished == 1)
             await asyncio.sleep(0.05)
-            assert await states(event) == {"one": "scored", "two": "new"}
+            assert await states_of(event) == {"one": "scored", "two": "new"}
 
 
 async def test_lack_of_capacity_is_told(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +340,7 @@ async def test_a_clock_that_was_put_back_lengthens_no_backoff(room: EventRoom) -
         (submission,) = await event.store.list()
         await event.journal.set_backoff(submission.id, clock.wall() + 365 * 86400)
         assert await serve_out(event) == 0
-        assert await states(event) == {"one": "scored"}
+        assert await states_of(event) == {"one": "scored"}
 
 
 async def test_a_backoff_that_begins_while_a_claim_waits_is_respected(room: EventRoom) -> None:
@@ -367,4 +354,4 @@ async def test_a_backoff_that_begins_while_a_claim_waits_is_respected(room: Even
             await asyncio.sleep(0)
             dispatcher._backoffs.set(submission.id, 50)
         assert await claiming is None
-        assert await states(event) == {"one": "new"}
+        assert await states_of(event) == {"one": "new"}

@@ -20,29 +20,13 @@ from support.event import (
     find,
     good_run,
     hung_run,
-    hurry,
     serve_out,
+    states_of,
 )
 from support.store_room import until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from rampd.event import Event
-
     Record = dict[str, Any]
-
-
-@pytest.fixture
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventRoom:
-    """Return an event that ends when nothing is left, and where nothing that fails is waited for."""
-    hurry(monkeypatch)
-    return EventRoom(tmp_path)
-
-
-async def states(event: Event) -> dict[str, str]:
-    """Return each submission's state."""
-    return {submission.name: submission.state.value for submission in await event.store.list()}
 
 
 async def test_a_store_that_is_away_is_said_once(
@@ -54,7 +38,7 @@ async def test_a_store_that_is_away_is_said_once(
         failures = fail_times(monkeypatch, event, "store.claim", 4)
         assert await serve_out(event) == 0
         assert len(failures) == 4
-        assert await states(event) == {"one": "scored"}
+        assert await states_of(event) == {"one": "scored"}
     (unavailable,) = find(log_records, "store.unavailable")
     assert unavailable["delay_s"] == 0.02
     assert len(find(log_records, "store.recovered")) == 1
@@ -75,7 +59,7 @@ async def test_a_store_that_goes_away_at_the_start_is_waited_for(
         failures = fail_times(monkeypatch, event, step, 3, after=after)
         assert await serve_out(event) == 0
         assert len(failures) == 3
-        assert await states(event) == {"one": "scored"}
+        assert await states_of(event) == {"one": "scored"}
         outcomes = [(one.outcome, one.final) for one in await event.journal.attempts()]
         assert outcomes == [(Outcome.INTERRUPTED, False), (Outcome.OK, True)]
 
@@ -86,7 +70,7 @@ async def test_a_claim_that_cannot_be_journaled_is_put_back(room: EventRoom, mon
     async with room.opened() as event:
         fail_times(monkeypatch, event, "journal.open_attempt", 2)
         assert await serve_out(event) == 0
-        assert await states(event) == {"one": "scored"}
+        assert await states_of(event) == {"one": "scored"}
         assert [attempt.number for attempt in await event.journal.attempts()] == [1]
 
 
@@ -99,7 +83,7 @@ async def test_a_claim_that_can_neither_be_journaled_nor_put_back_is_put_back_la
         fail_times(monkeypatch, event, "journal.open_attempt", 1)
         fail_times(monkeypatch, event, "store.release", 3)
         assert await serve_out(event) == 0
-        assert await states(event) == {"one": "scored"}
+        assert await states_of(event) == {"one": "scored"}
 
 
 async def test_a_journal_that_fails_once_leaves_no_attempt_open(
@@ -126,11 +110,11 @@ async def test_a_bug_in_one_task_costs_the_others_nothing(
         room.submit("two")
         await event.store.scan()
         await serve_out(event)
-        assert await states(event) == {"one": "training", "two": "scored"}
+        assert await states_of(event) == {"one": "training", "two": "scored"}
     assert len(find(log_records, "lifecycle.failed", submission="one")) == 1
     async with room.opened() as event:
         await serve_out(event)
-        assert await states(event) == {"one": "scored", "two": "scored"}
+        assert await states_of(event) == {"one": "scored", "two": "scored"}
 
 
 async def test_what_a_crash_left_is_served_first(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,47 +14,14 @@ import pytest
 from rampd import clock
 from rampd.errors import StoreError
 from rampd.journal import Failures, Journal, LatestAttempt
-from rampd.models import Attempt, Exit, StepScore, Submission, Verdict
-from rampd.states import Outcome, RequestKind, Step, SubmissionState
+from rampd.models import Attempt, Exit, StepScore, Verdict
+from rampd.states import Outcome, RequestKind, Step
+from support.attempts import OK, ONE, TWO, at_step, end
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-ONE = Submission(1, "one", SubmissionState.NEW, 0.0, 0.0)
-TWO = Submission(2, "two", SubmissionState.NEW, 0.0, 0.0)
 CANCEL, RETRY = RequestKind.CANCEL, RequestKind.RETRY
-OK = Verdict(Outcome.OK, 0)
-
-
-@pytest.fixture
-async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
-    """Give a new journal."""
-    async with AsyncExitStack() as stack:
-        journal = Journal(tmp_path / "journal.sqlite3")
-        await journal.open(stack)
-        yield journal
-
-
-async def end(journal: Journal, outcome: Outcome, submission: Submission = ONE, *, final: bool = False) -> Attempt:
-    """Open an attempt and decide it."""
-    attempt = await journal.open_attempt(submission, "conda")
-    return await journal.decide(attempt.id, Verdict(outcome, None, reason=outcome), final=final, finished={})
-
-
-async def at_step(journal: Journal, step: Step) -> Attempt:
-    """Bring an attempt to a step, through all that come before it."""
-    attempt = await journal.open_attempt(ONE, "conda")
-    ways: dict[Step, Callable[[], Awaitable[object]]] = {
-        Step.SET_UP: lambda: journal.record_allocation(attempt.id, "1"),
-        Step.LAUNCHED: lambda: journal.record_launch(attempt.id, "2"),
-        Step.DECIDED: lambda: journal.decide(attempt.id, OK, final=True, finished={}),
-        Step.CLOSED: lambda: journal.close(attempt.id),
-    }
-    for following in list(Step)[1 : list(Step).index(step) + 1]:
-        await ways[following]()
-    (found,) = await journal.attempts()
-    return found
 
 
 async def test_an_attempt_begins_with_what_is_known(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

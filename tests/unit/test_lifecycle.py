@@ -27,15 +27,12 @@ from support.event import (
     fake,
     find,
     good_run,
+    history_of,
     hung_run,
-    hurry,
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Any
-
-    from rampd.event import Event
 
     Record = dict[str, Any]
 
@@ -46,26 +43,13 @@ ValueError: no
 """
 
 
-@pytest.fixture
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventRoom:
-    """Return an event where nothing that fails is waited for."""
-    hurry(monkeypatch)
-    return EventRoom(tmp_path)
-
-
-async def states(event: Event, name: str = "one") -> list[str]:
-    """Return every state that a submission had."""
-    submission = await event.store.get(name)
-    return [state.value for state, _ in await event.store.history(submission.id)]
-
-
 async def test_ok_is_scored(room: EventRoom) -> None:
     """A good run goes through all states, and its scores are kept."""
     room.submit("one")
     async with room.opened() as event:
         conclusion = await attempt_once(event)
         assert (conclusion.outcome, conclusion.final) == (Outcome.OK, True)
-        assert await states(event) == ["new", "sent_to_training", "training", "tested", "scored"]
+        assert await history_of(event) == ["new", "sent_to_training", "training", "tested", "scored"]
         (scores,) = (await event.store.scores()).values()
         assert scores["acc"]["test"].mean == pytest.approx(0.965)
         assert (await event.store.get("one")).error_msg == ""
@@ -312,7 +296,7 @@ async def test_a_write_of_the_end_is_repeated(
         failures = fail_times(monkeypatch, event, write, 3, after=after)
         assert (await attempt_once(event)).outcome is Outcome.OK
         assert len(failures) == 3
-        assert await states(event) == ["new", "sent_to_training", "training", "tested", "scored"]
+        assert await history_of(event) == ["new", "sent_to_training", "training", "tested", "scored"]
         assert await closed(event) == [(Outcome.OK, True)]
         assert (room.predictions / "one" / "fold_0").is_dir()
     assert len(find(log_records, "store.unavailable")) == 1

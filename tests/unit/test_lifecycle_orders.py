@@ -26,25 +26,16 @@ from support.event import (
     find,
     good_run,
     hung_run,
-    hurry,
 )
 from support.store_room import until
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Any
 
     from rampd.event import Event
     from rampd.lifecycle import Conclusion
 
     Record = dict[str, Any]
-
-
-@pytest.fixture
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventRoom:
-    """Return an event where nothing that fails is waited for."""
-    hurry(monkeypatch)
-    return EventRoom(tmp_path)
 
 
 async def _interrupted(event: Event) -> Conclusion:

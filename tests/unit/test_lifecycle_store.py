@@ -10,28 +10,12 @@ import pytest
 from rampd import lifecycle
 from rampd.errors import SupersededError
 from rampd.states import Outcome, SubmissionState
-from support.event import EventRoom, attempt_once, bad_run, closed, fail_times, fake, find, hung_run, hurry
+from support.event import EventRoom, attempt_once, bad_run, closed, fail_times, fake, find, history_of, hung_run
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import Any
 
-    from rampd.event import Event
-
     Record = dict[str, Any]
-
-
-@pytest.fixture
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventRoom:
-    """Return an event where nothing that fails is waited for."""
-    hurry(monkeypatch)
-    return EventRoom(tmp_path)
-
-
-async def states(event: Event, name: str = "one") -> list[str]:
-    """Return every state that a submission had."""
-    submission = await event.store.get(name)
-    return [state.value for state, _ in await event.store.history(submission.id)]
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -46,7 +30,7 @@ async def test_a_store_that_is_away_keeps_nobody_from_running(
         assert (await attempt_once(event)).outcome is Outcome.OK
         assert len(failures) == times
         assert await closed(event) == [(Outcome.OK, True)]
-        assert await states(event) == ["new", "sent_to_training", "training", "tested", "scored"]
+        assert await history_of(event) == ["new", "sent_to_training", "training", "tested", "scored"]
 
 
 async def test_an_outcome_says_first_that_the_run_had_begun(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +50,7 @@ async def test_an_outcome_says_first_that_the_run_had_begun(room: EventRoom, mon
         monkeypatch.setattr(event.store, "set_training", hang_at_first)
         assert (await attempt_once(event)).outcome is Outcome.PARTICIPANT_ERROR
         assert told == [False, True]
-        assert await states(event) == ["new", "sent_to_training", "training", "training_error"]
+        assert await history_of(event) == ["new", "sent_to_training", "training", "training_error"]
 
 
 async def test_a_run_whose_claim_was_lost_is_ended(

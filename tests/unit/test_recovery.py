@@ -29,26 +29,16 @@ from support.event import (
     find,
     good_run,
     hung_run,
-    hurry,
     recovered,
     run_out,
     serve_out,
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rampd.event import Event
     from rampd.models import Attempt, Job, Submission
 
     Record = dict[str, Any]
-
-
-@pytest.fixture
-def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EventRoom:
-    """Return an event where nothing that fails is waited for."""
-    hurry(monkeypatch)
-    return EventRoom(tmp_path)
 
 
 BEFORE_THE_LAUNCH = ["store.claim", "journal.open_attempt", "worker.setup", "journal.record_allocation"]
