@@ -53,23 +53,40 @@ class _Refused(Exception):  # noqa: N818 -- what the folder is
 def pack(folder: str, packed: str, max_bytes: int, max_files: int) -> str:
     """Pack a training_output that nobody can write to any more; return why it is refused, or nothing.
 
-    Links are not followed: what a participant's process made is not to be trusted with what this user may read.
+    Links are not followed: what a participant's process made is not to be trusted with what this user may read, or
+    write to. It may have made any name in the attempt's folder, that of the archive and those above training_output
+    included.
     """
-    try:
-        info = os.lstat(folder)
-    except FileNotFoundError:
-        return ""
-    if not stat.S_ISDIR(info.st_mode):
+    _clear_the_way(packed)
+    submission = os.path.dirname(folder)
+    if not all(_is_folder(path) for path in (os.path.dirname(submission), submission, folder)):
         return ""
     left = [max_bytes, max_files]
     try:
-        with tarfile.open(packed, "w", format=tarfile.GNU_FORMAT) as tar:
+        made = os.open(packed, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(made, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
             _pack_folder(tar, folder, "", left)
     except _Refused as refused:
         with suppress(FileNotFoundError):
             os.unlink(packed)
         return str(refused)
     return ""
+
+
+def _clear_the_way(path: str) -> None:
+    """Remove whatever is at a path, and nothing that it points to."""
+    with suppress(FileNotFoundError):
+        if _is_folder(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _pack_folder(tar: tarfile.TarFile, folder: str, name: str, left: list[int]) -> None:
@@ -104,9 +121,38 @@ def _pack_folder(tar: tarfile.TarFile, folder: str, name: str, left: list[int]) 
             tar.addfile(member, file)
 
 
-def size_of(path: str) -> int | None:
-    """Return a file's size in bytes; None where there is none."""
+def open_plain(path: str) -> int | None:
+    """Open a file in a folder that submissions can write to; return its descriptor, None where there is none.
+
+    Whatever is not a regular file of one name counts as none: a link leads to what this user may read and a submission
+    may not, and opening a fifo would wait for its writer.
+    """
     try:
-        return os.lstat(path).st_size
-    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
         return None
+    info = os.fstat(descriptor)
+    if stat.S_ISREG(info.st_mode) and info.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def size_of(path: str) -> int | None:
+    """Return a file's size in bytes; None where there is none, see `open_plain`."""
+    descriptor = open_plain(path)
+    if descriptor is None:
+        return None
+    try:
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+
+
+def content_of(path: str, size: int) -> bytes:
+    """Return a file's first bytes; none where there is none, see `open_plain`."""
+    descriptor = open_plain(path)
+    if descriptor is None:
+        return b""
+    with open(descriptor, "rb") as file:
+        return file.read(size)

@@ -19,7 +19,8 @@ import tempfile
 import threading
 from contextlib import suppress
 
-from .dask_keepers import clean  # noqa: TID252 -- the bundle's own package on the far side
+from .dask_archive import open_plain  # noqa: TID252 -- the bundle's own package on the far side
+from .dask_keepers import clean  # noqa: TID252 -- as above
 from .dask_look import Missing, look  # noqa: TID252 -- as above
 from .dask_run import Run, runs  # noqa: TID252 -- as above
 
@@ -109,9 +110,8 @@ def _put(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 def _read(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Return a piece of the log, or of the packed results."""
     path = f"{_folder(request)}/{_FILES[request['file']]}"
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+    descriptor = open_plain(path)
+    if descriptor is None:
         return {"is_there": False}, b""
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         file.seek(request["offset"])

@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import suppress
 
-from .dask_archive import extract, pack, size_of  # noqa: TID252 -- the bundle's own package on the far side
+from .dask_archive import content_of, extract, pack, size_of  # noqa: TID252 -- the bundle's own package on the far side
 from .dask_keepers import MARKER, begin, clean, release  # noqa: TID252 -- as above
 from .dask_look import identity_of, look  # noqa: TID252 -- as above
 
@@ -180,10 +180,7 @@ class Run:
             shutil.rmtree(f"{self.folder}/{name}", ignore_errors=True)
         if (size or 0) + (log_bytes or 0) > INLINE_BYTES:
             return ended | {"inline": False}, b""
-        payload = b""
-        for path in (f"{self.folder}/log", packed):
-            with suppress(FileNotFoundError), open(path, "rb") as file:
-                payload += file.read()
+        payload = content_of(f"{self.folder}/log", log_bytes or 0) + content_of(packed, size or 0)
         shutil.rmtree(self.folder, ignore_errors=True)
         release(self.folder)
         return ended | {"inline": True}, payload

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +16,8 @@ from rampd.remote.archive import unpack
 from rampd.workers import dask_archive
 from rampd.workers.dask_bundle import EXPRESSION, names_for
 from rampd.workers.dask_remote import answer
+from rampd.workers.dask_run import Run
 from rampd.workers.dask_transfer import split
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _BOUNDS = {"submission": "one", "max_files": 3, "max_bytes": 100}
 
@@ -106,6 +106,59 @@ def test_what_is_not_packed(tmp_path: Path, make: Any, sentence: str) -> None:
     make(source / "x")
     assert dask_archive.pack(str(source), str(tmp_path / "packed"), 100, 10) == sentence
     assert not (tmp_path / "packed").exists()
+
+
+def _ended_run(folder: Path) -> Run:
+    """Return a run whose folder is as a submission may have left it: its own to write to, `worker.run_as` or not."""
+    (folder / "submissions" / "one" / "training_output").mkdir(parents=True)
+    (folder / "submissions" / "one" / "training_output" / "x").write_bytes(b"y")
+    request = {"owner": "o", "attempt": "a", "submission": "one", "max_bytes": 1000, "max_files": 10}
+    return Run(request, str(folder))
+
+
+@pytest.mark.parametrize("name", ["log", "results.tar"])
+@pytest.mark.parametrize("kind", ["symlink", "link"])
+def test_a_link_in_place_of_our_own_file(tmp_path: Path, name: str, kind: str) -> None:
+    """Neither is what it leads to read for the participant, nor written to as the Dask worker's user."""
+    run = _ended_run(tmp_path / "a")
+    (tmp_path / "others").write_bytes(b"of somebody else")
+    path = tmp_path / "a" / name
+    path.symlink_to(tmp_path / "others") if kind == "symlink" else path.hardlink_to(tmp_path / "others")
+    head, payload = run._pack({})
+    assert (tmp_path / "others").read_bytes() == b"of somebody else"
+    assert b"of somebody else" not in payload
+    assert head["inline"] is True
+    assert head["kept_log_bytes"] == 0
+    assert head["results_bytes"] == len(payload)
+
+
+def test_a_folder_in_place_of_the_packed_results(tmp_path: Path) -> None:
+    """It gives way: that is no failure of the platform's."""
+    run = _ended_run(tmp_path / "a")
+    (tmp_path / "a" / "results.tar" / "full").mkdir(parents=True)
+    head, payload = run._pack({})
+    assert head["results_bytes"] == len(payload) > 0
+
+
+@pytest.mark.parametrize("name", ["submissions", "submissions/one"])
+def test_a_link_above_training_output(tmp_path: Path, name: str) -> None:
+    """A training_output elsewhere is not this submission's."""
+    elsewhere = _ended_run(tmp_path / "elsewhere").folder
+    run = _ended_run(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a" / name)
+    (tmp_path / "a" / name).symlink_to(f"{elsewhere}/{name}")
+    head, payload = run._pack({})
+    assert (head["results_bytes"], head["refused"], payload) == (None, "", b"")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), Path.mkdir])
+def test_a_log_that_is_no_file_is_not_read(tmp_path: Path, make: Any) -> None:
+    """A fifo would keep the Dask worker's event loop waiting for its writer."""
+    folder = tmp_path / "rampd-o" / "attempts" / "a"
+    folder.mkdir(parents=True)
+    make(folder / "log")
+    request = {"do": "read", "file": "log", "offset": 0, "size": 10, "owner": "o", "attempt": "a"}
+    assert split(answer({**request, "temporary": str(tmp_path)})) == ({"is_there": False}, b"")
 
 
 @pytest.mark.parametrize("attempt", ["../../etc", "a/b", "", "x" * 101])
