@@ -23,7 +23,13 @@ MAX_DEPTH = 40
 _CHUNK = 1 << 20
 _HEADERS_BYTES = 4 * 512
 """What tar adds to a file at most, in a form without extensions: header, padding, and a long name's two blocks."""
-_EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+_EXTENSIONS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 _MAX_EXTENSION_BYTES = 64 << 10
 _END_BYTES = tarfile.RECORDSIZE * 2
 
@@ -130,7 +136,17 @@ class _StrictHeader(tarfile.TarInfo):
             raise UnsafeTreeError(f"the archive is damaged, or cut short ({error})") from error
         if header.type in _EXTENSIONS and not 0 <= header.size <= _MAX_EXTENSION_BYTES:
             raise UnsafeTreeError("the archive has a name or an extension that is too long")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            raise _sparse(header.name)
         return header
+
+    def _proc_gnusparse_10(self, next: tarfile.TarInfo, *_: object) -> None:  # noqa: A002 -- as tarfile names it
+        raise _sparse(next.name)
+
+
+def _sparse(name: str) -> UnsafeTreeError:
+    """Return the refusal of a sparse file before its map, which may be as large as the archive, is read."""
+    return UnsafeTreeError(f"{name!r} is no regular file")
 
 
 class _Unpacking:
@@ -145,7 +161,8 @@ class _Unpacking:
             with tarfile.open(fileobj=archive, mode="r|", errorlevel=2, tarinfo=_StrictHeader) as tar:
                 for member in tar:
                     self._take(tar, member)
-        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+            # Of extensions that follow one another, tarfile reads each within the one before.
             raise UnsafeTreeError(f"the archive is damaged ({error})") from error
 
     def _take(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:

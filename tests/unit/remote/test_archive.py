@@ -145,7 +145,9 @@ def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
     assert not (tmp_path / "there").exists()
 
 
-@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X"]
+)
 def test_a_huge_extension_is_not_read(tmp_path: Path, kind: bytes) -> None:
     """A name of a gigabyte would be held in memory: its header alone is refused."""
     info, _ = member("long", kind=kind)
@@ -153,6 +155,50 @@ def test_a_huge_extension_is_not_read(tmp_path: Path, kind: bytes) -> None:
     header = io.BytesIO(info.tobuf(tarfile.GNU_FORMAT) + b"n" * 1024)
     with pytest.raises(UnsafeTreeError, match="too long"):
         unpack(header, tmp_path / "there", max_bytes=1 << 31, max_files=10)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_endless_extensions_are_refused(tmp_path: Path, kind: bytes) -> None:
+    """A thousand in a row are the sender's doing, and no failure of ours."""
+    content = b"abc\0" if kind == tarfile.GNUTYPE_LONGNAME else b"10 path=a\n"
+    info, _ = member("one", kind=kind)
+    info.size = len(content)
+    one = info.tobuf(tarfile.GNU_FORMAT) + content.ljust(512, b"\0")
+    with pytest.raises(UnsafeTreeError, match="damaged"):
+        unpack(io.BytesIO(one * 1000), tmp_path / "there", **ROOM)
+
+
+def _pax(**records: str) -> bytes:
+    text = b""
+    for key, value in records.items():
+        body = f" {key.replace('_', '.')}={value}\n"
+        text += f"{len(body) + 2}{body}".encode()
+    assert len(text) < 512
+    return text
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_SPARSE, tarfile.XHDTYPE])
+def test_a_map_of_a_sparse_file_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    """It takes many times the memory that it takes in the archive, whichever way it is written."""
+    info, _ = member("sparse", kind=kind)
+    if kind == tarfile.GNUTYPE_SPARSE:
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        header[482] = 1  # more of the map follows
+        header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:512]) + 8 * ord(" "))
+        blocks = b"00000000001\0" * 42 + b"\1".ljust(8, b"\0")
+    else:
+        extension = _pax(GNU_sparse_major="1", GNU_sparse_minor="0", GNU_sparse_realsize="0")
+        info.size = len(extension)
+        file, _ = member("sparse")
+        file.size = 1 << 20
+        header = bytearray(
+            info.tobuf(tarfile.GNU_FORMAT) + extension.ljust(512, b"\0") + file.tobuf(tarfile.GNU_FORMAT)
+        )
+        blocks = b"99999\n" + b"1\n" * 253
+    archive = io.BytesIO(bytes(header) + blocks * 2000)
+    with pytest.raises(UnsafeTreeError, match="'sparse' is no regular file"):
+        unpack(archive, tmp_path / "there", max_bytes=1 << 31, max_files=10)
+    assert archive.tell() <= 10240  # tarfile's first record
 
 
 @given(noise=st.binary(max_size=2000))
