@@ -25,7 +25,7 @@ class InstanceWatch:
 
     def __init__(self, look: Callable[[], Awaitable[Mapping[str, Instance]]], *, interval_s: float) -> None:
         self._look = look
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._not_before = 0.0
         self._to_come: asyncio.Task[Mapping[str, Instance]] | None = None
         self._tasks: set[asyncio.Task[Mapping[str, Instance]]] = set()
@@ -61,7 +61,7 @@ class InstanceWatch:
             await asyncio.sleep(max(0.0, self._not_before - clock()))
         finally:
             self._to_come = None  # who asks from now on wants a later look
-        self._not_before = clock() + self._interval_s
+        self._not_before = clock() + self.interval_s
         return await self._look()
 
     def _forget(self, task: asyncio.Task[Mapping[str, Instance]]) -> None:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 import structlog
 
 from rampd import clock
-from rampd.errors import ResultsError, WorkerError, WorkerLostError, WorkerSetupError
-from rampd.files import remove_tree
+from rampd.errors import WorkerError, WorkerLostError, WorkerSetupError
 from rampd.models import Exit, Finding, Job, Results
 from rampd.remote.detached_run import Ending, RunSettings, RunState
 from rampd.remote.ec2 import Ec2
@@ -24,7 +23,7 @@ from rampd.remote.hosts import SshConnectionError
 from rampd.remote.instance_watch import InstanceWatch
 from rampd.remote.instances import Ec2UnreachableError
 from rampd.remote.ssh import SshPool
-from rampd.workers import aws_check, containment, host_keys
+from rampd.workers import aws_check, aws_folders, containment, host_keys
 from rampd.workers.aws_allocation import AwsAllocation
 from rampd.workers.aws_config import AwsConfig, HostKeyPolicy
 from rampd.workers.aws_launch import HOST_KEY_FILE, Launcher
@@ -72,9 +71,7 @@ class AwsWorker(Worker[AwsAllocation]):
     def __init__(self, config: WorkerConfig, context: WorkerContext) -> None:
         super().__init__(config, context)
         self._ec2 = Ec2(self.config.access())
-        self._watch = InstanceWatch(
-            self._instances, interval_s=min(_LOOK_INTERVAL_S, context.time_between_collection_s)
-        )
+        self._watch = InstanceWatch(self._instances, interval_s=_look_interval_s(context))
         self._launcher = Launcher(self.config, context, self._ec2, self._watch)
         self._shell = InstanceShell(self.config, self._launcher, self._open_pool)
         self._stack: AsyncExitStack | None = None
@@ -86,6 +83,13 @@ class AwsWorker(Worker[AwsAllocation]):
         self._hold_off_s = _HOLD_OFF_S[0]
         self._without_deadman: set[str] = set()
         """Attempts of which that was said already."""
+
+    def reconfigure(self, config: WorkerConfig, context: WorkerContext) -> None:
+        """Have all of its parts use them; see `Worker.reconfigure`."""
+        super().reconfigure(config, context)
+        self._launcher.config = self._shell.config = self.config
+        self._launcher.context = context
+        self._watch.interval_s = _look_interval_s(context)
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Have everything closed with `stack`. Nothing is asked yet: what is wrong holds the event, see `check`."""
@@ -148,7 +152,7 @@ class AwsWorker(Worker[AwsAllocation]):
         )
         latest = _Latest(self.context, allocation)
         try:
-            await asyncio.to_thread(_make_folders, job)
+            await asyncio.to_thread(aws_folders.make, job)
             return await self._set_up(job, latest)
         except BaseException as error:
             self._checked_until = 0.0
@@ -300,10 +304,10 @@ class AwsWorker(Worker[AwsAllocation]):
         """Fetch the rest of the log, training_output and mprof.dat; see `Worker.collect_results`."""
         ended = await self.exit_of(allocation)
         folder = job.attempt_dir / "collected"
-        await asyncio.to_thread(_make_folders, job, is_new=False)
+        await asyncio.to_thread(aws_folders.make, job, is_new=False)
         refused = await self._shell.fetch(allocation, folder)
         if allocation.memory_profiling and not refused:
-            await asyncio.to_thread(_keep_profile, folder, job)
+            await asyncio.to_thread(aws_folders.keep_profile, folder, job)
         output = folder / "training_output"
         return Results(ended, output if output.is_dir() else None, job.log_path, refused=refused)
 
@@ -318,7 +322,7 @@ class AwsWorker(Worker[AwsAllocation]):
             await self._launcher.end_launch(allocation, reason=reason)
         finally:
             self._without_deadman.discard(allocation.attempt_id)
-            await asyncio.to_thread(_remove, self._attempts_dir / allocation.attempt_id)
+            await asyncio.to_thread(aws_folders.remove, self._attempts_dir / allocation.attempt_id)
 
     @property
     def _attempts_dir(self) -> Path:
@@ -336,10 +340,10 @@ class AwsWorker(Worker[AwsAllocation]):
                     launched_at = again[instance_id].launched_at
                     await self._launcher.end({instance_id}, reason="held by no attempt", launched_at=launched_at)
                     reclaimed.append(f"instance {instance_id}")
-        folders = await asyncio.to_thread(_folders_in, self._attempts_dir)
+        folders = await asyncio.to_thread(aws_folders.found_in, self._attempts_dir)
         for folder in folders:
             if folder.name not in keep:
-                await asyncio.to_thread(_remove, folder)
+                await asyncio.to_thread(aws_folders.remove, folder)
                 reclaimed.append(f"folder {folder.name}")
         return reclaimed
 
@@ -363,37 +367,5 @@ class _Latest:
         await self._context.record(allocation.attempt_id, allocation)
 
 
-def _make_folders(job: Job, *, is_new: bool = True) -> None:
-    try:
-        job.attempt_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        job.log_path.parent.mkdir(parents=True, exist_ok=True)
-        if is_new:
-            job.log_path.write_bytes(b"")
-            (job.log_path.parent / _PROFILE).unlink(missing_ok=True)
-    except OSError as error:
-        raise ResultsError(f"{error.filename}: cannot be written: {error.strerror}") from error
-
-
-_PROFILE: Final = "mprof.dat"
-
-
-def _keep_profile(folder: Path, job: Job) -> None:
-    found, kept = folder / _PROFILE, job.log_path.parent / _PROFILE
-    try:
-        if found.is_file():
-            new = kept.with_suffix(".new")
-            new.write_bytes(found.read_bytes())
-            new.rename(kept)
-    except OSError as error:
-        raise ResultsError(f"{error.filename}: cannot be written: {error.strerror}") from error
-
-
-def _folders_in(path: Path) -> list[Path]:
-    return sorted(path.iterdir()) if path.is_dir() else []
-
-
-def _remove(path: Path) -> None:
-    try:
-        remove_tree(path)
-    except OSError as error:
-        raise ResultsError(f"{error.filename}: cannot be removed: {error.strerror}") from error
+def _look_interval_s(context: WorkerContext) -> float:
+    return min(_LOOK_INTERVAL_S, context.time_between_collection_s)

@@ -68,8 +68,8 @@ class Launcher:
     """
 
     def __init__(self, config: AwsConfig, context: WorkerContext, ec2: Ec2, watch: InstanceWatch) -> None:
-        self._config = config
-        self._context = context
+        self.config = config
+        self.context = context
         self._ec2 = ec2
         self._watch = watch
 
@@ -81,7 +81,7 @@ class Launcher:
         create
             Make one where there is none; without it, None says that nothing was ever launched from here.
         """
-        path = self._context.state_dir / OWNER_FILE
+        path = self.context.state_dir / OWNER_FILE
         try:
             if owner := path.read_text(encoding="ascii").strip():
                 return owner
@@ -91,9 +91,9 @@ class Launcher:
 
     def candidates(self, lost_before: int) -> list[tuple[str, bool]]:
         """Return the types and markets to ask for, in order: (instance type, whether spot)."""
-        is_spot_tried = self._config.use_spot_instance and lost_before < _SPOT_LOSSES
+        is_spot_tried = self.config.use_spot_instance and lost_before < _SPOT_LOSSES
         markets = (True, False) if is_spot_tried else (False,)
-        return [(instance_type, spot) for spot in markets for instance_type in self._config.instance_type]
+        return [(instance_type, spot) for spot in markets for instance_type in self.config.instance_type]
 
     async def launch(
         self, job: Job, allocation: AwsAllocation, record: Callable[[AwsAllocation], Awaitable[None]]
@@ -164,7 +164,7 @@ class Launcher:
         owner = str(await asyncio.to_thread(self.owner))
         market = "spot" if spot else "on-demand"
         words = (owner, job.event_name, job.submission, str(job.attempt), str(number), instance_type, market)
-        if self._config.ssh_host_key is HostKeyPolicy.USER_DATA:
+        if self.config.ssh_host_key is HostKeyPolicy.USER_DATA:
             await asyncio.to_thread(host_keys.make, job.attempt_dir / HOST_KEY_FILE)
         return Launch(
             number=number,
@@ -186,7 +186,7 @@ class Launcher:
 
     async def parameters(self, instance_type: str, *, spot: bool, tags: dict[str, str]) -> dict[str, Any]:
         """Return what RunInstances is called with, but for its token and user data."""
-        config = self._config
+        config = self.config
         image = await self._ec2.image(image_id=config.ami_image_id, name=config.ami_image_name)
         group = await self._ec2.security_group(config.security_group, subnet_id=config.subnet_id)
         tagged = [{"Key": key, "Value": value[:256]} for key, value in tags.items()]
@@ -211,7 +211,7 @@ class Launcher:
     async def _asked(self, launch: Launch, attempt_dir: Path) -> Instance:
         """Make the call. Cancelled meanwhile, it waits a moment for the reply, so that what was made is known."""
         user_data = None
-        if self._config.ssh_host_key is HostKeyPolicy.USER_DATA:
+        if self.config.ssh_host_key is HostKeyPolicy.USER_DATA:
             user_data = await asyncio.to_thread(host_keys.user_data, attempt_dir / HOST_KEY_FILE)
         calling = asyncio.create_task(
             self._ec2.launch(launch.token, launch.parameters, user_data=user_data), name="aws/run-instances"
@@ -258,7 +258,7 @@ class Launcher:
                 lacks = f"without a {kind} address" if instance and instance.state == "running" else state
                 raise WorkerError(
                     f"instance {allocation.instance_id} is still {lacks} after worker.connect_timeout "
-                    f"({self._config.connect_timeout:g} s)"
+                    f"({self.config.connect_timeout:g} s)"
                 )
 
     async def seen(self, allocation: AwsAllocation) -> Instance | None:

@@ -72,7 +72,7 @@ class InstanceShell:
     """
 
     def __init__(self, config: AwsConfig, launcher: Launcher, pool: Callable[[], Awaitable[SshPool]]) -> None:
-        self._config = config
+        self.config = config
         self._launcher = launcher
         self._pool = pool
 
@@ -101,7 +101,7 @@ class InstanceShell:
         SshHostKeyError
             Something else answers at its address, while EC2 says that it runs.
         """
-        patience_s = self._config.reconnect_timeout if for_s is None else for_s
+        patience_s = self.config.reconnect_timeout if for_s is None else for_s
         pool = await self._pool()
         since: float | None = None
         while True:
@@ -158,7 +158,7 @@ class InstanceShell:
             except SshConnectionError as error:
                 failed = WorkerError(
                     f"instance {allocation.instance_id} does not answer at {allocation.address}, port "
-                    f"{allocation.port}, within worker.connect_timeout ({self._config.connect_timeout:g} s); look at "
+                    f"{allocation.port}, within worker.connect_timeout ({self.config.connect_timeout:g} s); look at "
                     f"worker.security_group, worker.ssh_port and worker.use_private_ip ({error})"
                 )
             instance = await self._launcher.seen(allocation)
@@ -210,8 +210,8 @@ class InstanceShell:
                     file,
                     name=job.submission,
                     scratch=scratch,
-                    max_bytes=self._config.max_output_bytes,
-                    max_files=self._config.max_output_files,
+                    max_bytes=self.config.max_output_bytes,
+                    max_files=self.config.max_output_files,
                 )
         except UnsafeTreeError as error:
             raise WorkerError(f"{job.submission_dir} changed while it was packed: {error}") from error
@@ -230,7 +230,7 @@ class InstanceShell:
         """Ask how the run is, and add what it has printed since to the log here."""
         run = run_of(allocation)
         path = Path(allocation.log_path)
-        most = self._config.max_log_bytes + _LOG_MARGIN_BYTES
+        most = self.config.max_log_bytes + _LOG_MARGIN_BYTES
         while True:
             offset = await asyncio.to_thread(_size_of, path)
 
@@ -277,7 +277,7 @@ class InstanceShell:
         """
         run = run_of(allocation)
         packed = folder.with_suffix(".tar")
-        bounds = {"max_bytes": int(self._config.max_output_bytes), "max_files": self._config.max_output_files}
+        bounds = {"max_bytes": int(self.config.max_output_bytes), "max_files": self.config.max_output_files}
 
         async def receive(pool: SshPool, host: SshHost) -> Completed:
             return await pool.receive(
@@ -309,7 +309,7 @@ class InstanceShell:
         WorkerError
             It does not take that.
         """
-        command = self._config.deadman_command.replace("{minutes}", str(self._config.deadman_after_min))
+        command = self.config.deadman_command.replace("{minutes}", str(self.config.deadman_after_min))
         if not command:
             return
         pool = await self._pool()

@@ -97,6 +97,12 @@ class DaskWorker(Worker[DaskAllocation]):
 
     # --- opening and looking
 
+    def reconfigure(self, config: WorkerConfig, context: WorkerContext) -> None:
+        """Have all of its parts use them; see `Worker.reconfigure`."""
+        super().reconfigure(config, context)
+        self._requests.config, self._requests.context = self.config, context
+        self._seats.interval_s = context.time_between_collection_s
+
     async def open(self, stack: AsyncExitStack) -> None:
         """Begin to connect to the scheduler. One that is not there holds the event, and fails nothing."""
         # 0.7 s of imports, off the loop and only where Dask is asked for.

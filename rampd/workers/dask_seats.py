@@ -46,7 +46,7 @@ class Seats:
     def __init__(self, cluster: Cluster, look: Mapping[str, Any], interval_s: float) -> None:
         self._cluster = cluster
         self._look = look
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self.taken: dict[str, str] = {}
         """Dask worker by key, of this event's own runs."""
         self._ended: OrderedDict[str, None] = OrderedDict()
@@ -118,7 +118,7 @@ class Seats:
         self._freed.clear()
         waiting = {asyncio.ensure_future(self._freed.wait()), asyncio.ensure_future(self._cluster.changed.wait())}
         try:
-            await asyncio.wait(waiting, timeout=self._interval_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=self.interval_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for one in waiting:
                 one.cancel()
