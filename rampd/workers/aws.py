@@ -21,7 +21,7 @@ from rampd.remote.detached_run import Ending, RunSettings, RunState
 from rampd.remote.ec2 import Ec2
 from rampd.remote.hosts import SshConnectionError
 from rampd.remote.instance_watch import InstanceWatch
-from rampd.remote.instances import Ec2UnreachableError
+from rampd.remote.instances import Ec2Error, Ec2UnreachableError
 from rampd.remote.ssh import SshPool
 from rampd.workers import aws_check, aws_folders, containment, host_keys
 from rampd.workers.aws_allocation import AwsAllocation
@@ -128,7 +128,7 @@ class AwsWorker(Worker[AwsAllocation]):
     async def check(self) -> None:
         """Look at the key's file, and now and then for image, key pair and security group; see `Worker.check`."""
         if self._refusal is not None and clock.boottime() < self._refused_until:
-            raise self._refusal
+            raise self._refusal.with_traceback(None)  # else it grows with every look
         await self._open_pool()
         if clock.boottime() < self._checked_until:
             return
@@ -331,6 +331,7 @@ class AwsWorker(Worker[AwsAllocation]):
     async def reclaim(self, keep: Collection[str]) -> list[str]:
         """End instances of this state_dir that no attempt holds, once a second look shows the same; see `Worker`."""
         reclaimed: list[str] = []
+        failed: WorkerError | None = None
         if await asyncio.to_thread(self._launcher.owner, create=False) is not None:
             unheld = self._unheld(await self._watch.seen(), keep)
             if unheld:
@@ -338,13 +339,19 @@ class AwsWorker(Worker[AwsAllocation]):
                 again = self._unheld(await self._watch.seen(), keep)
                 for instance_id in sorted(unheld.keys() & again.keys()):
                     launched_at = again[instance_id].launched_at
-                    await self._launcher.end({instance_id}, reason="held by no attempt", launched_at=launched_at)
+                    try:
+                        await self._launcher.end({instance_id}, reason="held by no attempt", launched_at=launched_at)
+                    except Ec2Error as error:  # one that cannot be ended keeps no other one alive
+                        failed = failed or error
+                        continue
                     reclaimed.append(f"instance {instance_id}")
         folders = await asyncio.to_thread(aws_folders.found_in, self._attempts_dir)
         for folder in folders:
             if folder.name not in keep:
                 await asyncio.to_thread(aws_folders.remove, folder)
                 reclaimed.append(f"folder {folder.name}")
+        if failed is not None:
+            raise failed
         return reclaimed
 
     @staticmethod

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rampd.errors import WorkerUnavailableError
+from rampd.errors import WorkerSetupError, WorkerUnavailableError
 from rampd.remote.instances import (
     Ec2CapacityError,
     Ec2Error,
@@ -262,6 +262,38 @@ async def test_reclaim_looks_twice(room: Room, monkeypatch: pytest.MonkeyPatch) 
     held.discard("late")
     assert await room.worker.reclaim(held) == ["instance i-late"]
     assert room.ec2.alive == ["i-0"]
+
+
+async def test_an_instance_that_cannot_be_ended_keeps_no_other_one(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody protected one from being terminated: the rest goes all the same, and the failure is told."""
+    await room.launch()
+    for name in ("i-protected", "i-rest"):
+        room.ec2.add(name, name)
+    terminate = room.ec2.terminate
+
+    async def refusing(instance_ids: Collection[str]) -> dict[str, str]:
+        if "i-protected" in instance_ids:
+            raise Ec2Error("OperationNotPermitted", "it may not be terminated")
+        return await terminate(instance_ids)
+
+    monkeypatch.setattr(room.ec2, "terminate", refusing)
+    left = room.root / "state" / "attempts" / "left"
+    left.mkdir()
+    with pytest.raises(Ec2Error, match="may not be terminated"):
+        await room.worker.reclaim({room.job.attempt_id})
+    assert room.ec2.alive == ["i-0", "i-protected"]
+    assert not left.exists()
+
+
+async def test_a_refusal_that_is_said_again_does_not_grow(room: Room) -> None:
+    """While an event is held it is looked at again and again."""
+    room.worker._hold_off(WorkerSetupError("no kit"))
+    lengths = set()
+    for _ in range(3):
+        with pytest.raises(WorkerSetupError) as refused:
+            await room.worker.check()
+        lengths.add(len(refused.traceback))
+    assert len(lengths) == 1
 
 
 async def test_reclaim_asks_nobody_where_nothing_was_ever_launched(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
