@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +27,7 @@ from rampd.workers.dask_endings import ending_of
 from rampd.workers.dask_facts import TlsFiles
 from rampd.workers.dask_requests import Requests, owner_of
 from rampd.workers.dask_seats import Seats
-from rampd.workers.dask_sweeper import Sweeper
+from rampd.workers.dask_sweeper import NotRemovedError, Sweeper
 from rampd.workers.dask_tasks import Tasks
 from rampd.workers.dask_transfer import Transfer, split
 from rampd.workers.supervisor import open_log
@@ -156,7 +157,8 @@ class DaskWorker(Worker[DaskAllocation]):
         """Take a seat on a Dask worker, waiting for one, and pack the submission; see `Worker.setup`."""
         if self._owed is not None:
             # Nothing may run twice at once: what an earlier daemon left comes first.
-            await self._sweeper.reclaim(self._owed | self._known)
+            with suppress(NotRemovedError):  # one host's trouble with a file; all that could run was ended
+                await self._sweeper.reclaim(self._owed | self._known)
             self._owed = None
         self._known.add(job.attempt_id)
         key = self._requests.key_of(job.attempt_id)
@@ -322,7 +324,13 @@ class DaskWorker(Worker[DaskAllocation]):
     async def teardown(self, allocation: DaskAllocation) -> None:
         """End what runs, there, and remove what was made, there and here; see `Worker.teardown`."""
         attempt_id = allocation.attempt_id
-        await asyncio.to_thread(remove_tree, self._attempts_dir / attempt_id)
+        try:
+            await asyncio.to_thread(remove_tree, self._attempts_dir / attempt_id)
+        finally:  # what cannot be removed here keeps neither the run there nor its seat
+            await self._tear_down_there(allocation)
+
+    async def _tear_down_there(self, allocation: DaskAllocation) -> None:
+        attempt_id = allocation.attempt_id
         self._ended.pop(attempt_id, None)
         is_fence_only = self._transfer.has_come_whole(attempt_id)
         self._transfer.forget(attempt_id)
@@ -344,7 +352,14 @@ class DaskWorker(Worker[DaskAllocation]):
         if not await self._cluster.wait_until_up(_OPENING_S):
             self._owed = frozenset(keep)
             return local
-        reclaimed = await self._sweeper.reclaim(keep)
+        try:
+            reclaimed = await self._sweeper.reclaim(keep)
+        except NotRemovedError:
+            self._owed = None
+            raise
+        except WorkerError:
+            self._owed = frozenset(keep)
+            raise
         self._owed = None
         return local + reclaimed
 
@@ -353,7 +368,10 @@ class DaskWorker(Worker[DaskAllocation]):
         found = sorted(folder.iterdir()) if folder.is_dir() else []
         stale = [path for path in found if path.name not in keep]
         for path in stale:
-            remove_tree(path)
+            try:
+                remove_tree(path)
+            except OSError as error:
+                raise ResultsError(f"{error.filename}: cannot be removed: {error.strerror}") from error
         return [f"folder {path.name}" for path in stale]
 
 

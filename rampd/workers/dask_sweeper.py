@@ -25,6 +25,10 @@ _GATHER_S = 1.0
 _LAST_S = 5.0
 
 
+class NotRemovedError(WorkerUnavailableError):
+    """Something could not be removed in time, though its Dask worker was told to end and remove it."""
+
+
 class Sweeper:
     """Removes attempts from the hosts of a cluster.
 
@@ -131,22 +135,39 @@ class Sweeper:
         -------
         bool
             False where none is there; the run's keeper has ended it, and its fence is left.
+
+        Raises
+        ------
+        NotRemovedError, WorkerUnavailableError
+            Not in time; not now.
         """
         request = self._request("remove", attempt=attempt_id)
-        async with asyncio.timeout(_REMOVE_S):
-            while True:
-                workers = await self._cluster.workers()
-                if address not in workers:
-                    address = next((one.address for one in workers.values() if one.host == host), "")
-                if not address:
-                    return False
-                answers = await self._cluster.ask([address], request)
-                if address in answers and split(answers[address])[0].get("gone"):
-                    return True
-                await asyncio.sleep(_ASK_AGAIN_S)
+        try:
+            async with asyncio.timeout(_REMOVE_S):
+                while True:
+                    workers = await self._cluster.workers()
+                    if address not in workers:
+                        address = next((one.address for one in workers.values() if one.host == host), "")
+                    if not address:
+                        return False
+                    answers = await self._cluster.ask([address], request)
+                    if address in answers and split(answers[address])[0].get("gone"):
+                        return True
+                    await asyncio.sleep(_ASK_AGAIN_S)
+        except TimeoutError as error:
+            where = f"{host} (Dask worker {address}) within {_REMOVE_S:g} s"
+            raise NotRemovedError(f"attempt {attempt_id} cannot be removed on {where}") from error
 
     async def reclaim(self, keep: Collection[str]) -> list[str]:
-        """End and remove every attempt of this event's that is not in `keep`; return what it was."""
+        """End and remove every attempt of this event's that is not in `keep`; return what it was.
+
+        Raises
+        ------
+        WorkerError
+            The cluster cannot be asked.
+        NotRemovedError
+            Something is not removed in time; everything else was.
+        """
         await self._unfence()
         # First what is outside, then what is held: what was begun meanwhile is not taken for lost.
         prefix = self._key_of("")
@@ -165,8 +186,16 @@ class Sweeper:
         gone = [key for key in published if key.removeprefix(prefix) not in keep]
         await self._tasks.forget(gone)
         reclaimed = []
+        failed: NotRemovedError | None = None
         for (attempt_id, host), address in stale.items():
-            if attempt_id not in keep:
+            if attempt_id in keep:
+                continue
+            try:
                 await self._remove(attempt_id, address, host)
-                reclaimed.append(f"attempt {attempt_id} on {host}")
+            except NotRemovedError as error:
+                failed = failed or error
+                continue
+            reclaimed.append(f"attempt {attempt_id} on {host}")
+        if failed is not None:
+            raise failed
         return reclaimed + [f"task {key}" for key in gone]
