@@ -286,7 +286,11 @@ class DaskWorker(Worker[DaskAllocation]):
         self._known.add(allocation.attempt_id)
         self._seats.keep(allocation.key, allocation.dask_worker)
         following = asyncio.create_task(
-            self._transfer.follow_log(allocation, every_s=self.context.time_between_collection_s),
+            self._transfer.follow_log(
+                allocation,
+                every_s=self.context.time_between_collection_s,
+                max_bytes=self.config.max_log_bytes,
+            ),
             name=f"log of {allocation.attempt_id}",
         )
         try:
@@ -316,7 +320,10 @@ class DaskWorker(Worker[DaskAllocation]):
         """Fetch what is left of the log, and training_output; see `Worker.collect_results`."""
         ended = await self.stop(allocation)
         fetched = await self._transfer.fetch(
-            allocation, max_bytes=self.config.max_output_bytes, max_files=self.config.max_output_files
+            allocation,
+            max_bytes=self.config.max_output_bytes,
+            max_files=self.config.max_output_files,
+            max_log_bytes=self.config.max_log_bytes,
         )
         refused = f"training_output was refused: {fetched.refused}." if fetched.refused else ""
         return Results(ended, fetched.training_output, job.log_path, refused=refused, run_dir=Path(fetched.run_dir))

@@ -32,6 +32,8 @@ log = structlog.get_logger("rampd.workers.dask")
 PIECE_BYTES = 1 << 20
 _AT_ONCE = 4
 """Pieces on their way at any moment, over all runs."""
+_LOG_MARGIN_BYTES = 4096
+"""For the last line that says that a log was cut, beyond what is kept of it."""
 _TRIES = 5
 _AGAIN_S = 1.0
 
@@ -109,8 +111,10 @@ class Transfer:
                 await self.ask(allocation, "put", offset=offset, piece=piece)
         return None
 
-    async def follow_log(self, allocation: DaskAllocation, *, every_s: float) -> None:
+    async def follow_log(self, allocation: DaskAllocation, *, every_s: float, max_bytes: int) -> None:
         """Let the local log grow with the run's, until it is cancelled.
+
+        The bound is kept over there as well; but a submission may be able to write to its log itself.
 
         Raises
         ------
@@ -120,20 +124,23 @@ class Transfer:
         while True:
             await asyncio.sleep(every_s)
             try:
-                while await self._fetch_log_piece(allocation):
+                while await self._fetch_log_piece(allocation, max_bytes + _LOG_MARGIN_BYTES):
                     pass
             except WorkerError as error:
                 if isinstance(error, ResultsError):
                     raise
                 # The run goes on all the same, and the log comes with its end.
 
-    async def _fetch_log_piece(self, allocation: DaskAllocation) -> bool:
+    async def _fetch_log_piece(self, allocation: DaskAllocation, most: int) -> bool:
         path = Path(allocation.log_path)
         offset = await asyncio.to_thread(_size_of, path)
+        size = min(PIECE_BYTES, most - offset)
+        if size <= 0:
+            return False
         async with self._pieces:
-            _, piece = await self.ask(allocation, "read", file="log", offset=offset, size=PIECE_BYTES)
+            _, piece = await self.ask(allocation, "read", file="log", offset=offset, size=size)
             # At its offset: should this be cancelled, and somebody else write the same piece, it is the same log.
-            await asyncio.to_thread(_write_at, path, offset, piece)
+            await asyncio.to_thread(_write_at, path, offset, piece[:size])
         return len(piece) == PIECE_BYTES
 
     async def keep(self, allocation: DaskAllocation, head: Mapping[str, Any], payload: bytes) -> None:
@@ -151,7 +158,7 @@ class Transfer:
 
         await asyncio.to_thread(write)
 
-    async def fetch(self, allocation: DaskAllocation, *, max_bytes: int, max_files: int) -> Fetched:
+    async def fetch(self, allocation: DaskAllocation, *, max_bytes: int, max_files: int, max_log_bytes: int) -> Fetched:
         """Fetch what has not come yet, and unpack training_output into the attempt's folder.
 
         Raises
@@ -168,7 +175,8 @@ class Transfer:
         if size > largest_archive_bytes(max_bytes=max_bytes, max_files=max_files):
             return Fetched(None, "it is too large", str(head["folder"]))
         if not head["inline"]:
-            await self._fetch_file(allocation, "log", Path(allocation.log_path), int(head["kept_log_bytes"]))
+            log_bytes = min(int(head["kept_log_bytes"]), max_log_bytes + _LOG_MARGIN_BYTES)
+            await self._fetch_file(allocation, "log", Path(allocation.log_path), log_bytes)
             if size:
                 await self._fetch_file(allocation, "results", _results_of(allocation), size)
         if not size:
