@@ -205,7 +205,7 @@ wrapper() {
     kill -s KILL "$keeping" 2>/dev/null
     wait
     word=ok
-    if [ -e timed_out ]; then
+    if [ -e timed_out ] && [ -e started ]; then # else it is the profile that had no end
         word=timeout status=124
     elif [ -e stopped ]; then
         word=stopped
@@ -323,21 +323,27 @@ job() { # under the login profile, which may say, set and break what it likes
     exec sh "$0" training
 }
 
+in_environment() { # COMMAND… by another shell: no variable that is set for it is one of this script's
+    sh -c '. "$0"; exec "$@"' "$dir/environment" "$@"
+}
+
+has() { # PROGRAM
+    sh -c '. "$0"; command -v "$1"' "$dir/environment" "$1" >/dev/null 2>&1
+}
+
 training() {
-    # shellcheck disable=SC1091 # made by rampd
-    . "$dir/environment"
     cd "$kit" || give_up no-kit
-    command -v ramp-test >/dev/null 2>&1 || give_up no-ramp-test
+    has ramp-test || give_up no-ramp-test
     set -- ramp-test --submission "$name" --save-output --ignore-warning
     if [ "$memory_profiling" = 1 ]; then
-        command -v mprof >/dev/null 2>&1 || give_up no-mprof
+        has mprof || give_up no-mprof
         # mprof's own exit status is its own.
         # shellcheck disable=SC2016 # for that shell
         set -- mprof run --include-children --output "$dir/mprof.dat" \
             sh -c 'trap : TERM; "$@"; echo "$?" >"$0"' "$dir/ramp_status" "$@"
     fi
     # Both say how large the largest process has been; what they run ends before they do, also where all are told to.
-    if python3 -I -c '' 2>/dev/null; then
+    if in_environment python3 -I -c '' 2>/dev/null; then
         set -- python3 -I -c '
 import os, signal, sys
 # Ignored, not handled: an interpreter that ends puts its handlers back, and all are told to end twice.
@@ -359,7 +365,7 @@ sys.exit(code if code >= 0 else 128 - code)
     : >"$dir/started" || give_up disk-full
     # Waits for what it has started, where the whole group is told to end.
     trap : TERM
-    "$@"
+    in_environment "$@"
     status=$?
     { read -r status <"$dir/ramp_status"; } 2>/dev/null
     exit "$status"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -190,6 +191,24 @@ async def test_an_image_that_is_not_ready_is_nobodys_failure(far: Far, profile: 
     status = await far.ended()
     assert status.ending is ending
     assert not ending.is_participants
+
+
+async def test_a_profile_without_an_end_is_nobodys_timeout(far: Far) -> None:
+    """The deadline ends it as it would end ramp-test, which was never begun: that is no participant's doing."""
+    (far.machine.home / ".profile").write_text("sleep 600\n", encoding="utf-8")
+    await far.begin("exit 0", replace(SETTINGS, timeout_s=1))
+    status = await far.ended()
+    assert status.ending is Ending.PROFILE
+
+
+async def test_variables_of_any_name_are_ramp_tests(far: Far) -> None:
+    """None of them is the script's that starts it."""
+    environment = dict.fromkeys(("dir", "id", "kit", "name", "mark", "status", "memory_profiling"), "theirs")
+    await far.begin('echo "$dir $id $kit $name $mark $status"', replace(SETTINGS, environment=environment))
+    status = await far.ended()
+    assert (status.exit_status, status.ending) == (0, Ending.OK)
+    log = "ramp-test --submission first --save-output --ignore-warning\n" + " ".join(["theirs"] * 6) + "\n"
+    assert await far.log() == log.encode()
 
 
 async def test_a_profile_may_say_and_set_what_it_likes(far: Far) -> None:
