@@ -217,7 +217,7 @@ class AwsWorker(Worker[AwsAllocation]):
         """Start ramp-test under its wrapper; see `Worker.launch_submission`."""
         status = await self._shell.launch(allocation)
         if status.state is RunState.EXITED:
-            self._exit_of(allocation, status)  # raises where the image is at fault
+            self._refuse_image(allocation, status)
         elif status.state is not RunState.RUNNING:
             raise WorkerLostError(f"the run on instance {allocation.instance_id} is {status.state}")
         self._refusal, self._hold_off_s = None, _HOLD_OFF_S[0]
@@ -255,21 +255,26 @@ class AwsWorker(Worker[AwsAllocation]):
             )
         return status
 
+    def _refuse_image(self, allocation: AwsAllocation, status: RunStatus) -> None:
+        """Raise WorkerSetupError where a run was never begun, since the image is not prepared for it."""
+        if status.ending in _IMAGE_FAULTS:
+            fault = WorkerSetupError(_IMAGE_FAULTS[status.ending].format(kit=allocation.kit_folder))
+            self._hold_off(fault)
+            raise fault
+
     def _exit_of(self, allocation: AwsAllocation, status: RunStatus) -> Exit:
-        """Return how a run ended.
+        """Return how a run ended that was launched.
 
         Raises
         ------
-        WorkerSetupError
-            It was never begun: the image is not prepared for it.
         ResultsError
             The disk over there is full.
+        WorkerError
+            It says that it was never begun. We have seen it run: a submission wrote that, which holds no event.
         """
         ending = status.ending
         if ending in _IMAGE_FAULTS:
-            fault = WorkerSetupError(_IMAGE_FAULTS[ending].format(kit=allocation.kit_folder))
-            self._hold_off(fault)
-            raise fault
+            raise WorkerError(f"the run on instance {allocation.instance_id} ran, and says now that it could not begin")
         if ending is Ending.DISK_FULL:
             raise disk_full(allocation)
         exit_status = status.exit_status

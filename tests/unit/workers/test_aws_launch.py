@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rampd.errors import WorkerSetupError, WorkerUnavailableError
+from rampd.errors import WorkerError, WorkerSetupError, WorkerUnavailableError
+from rampd.remote.detached_run import Ending, RunState, RunStatus
 from rampd.remote.instances import (
     Ec2CapacityError,
     Ec2Error,
@@ -294,6 +295,27 @@ async def test_a_refusal_that_is_said_again_does_not_grow(room: Room) -> None:
             await room.worker.check()
         lengths.add(len(refused.traceback))
     assert len(lengths) == 1
+
+
+async def test_a_run_that_denies_that_it_ran_holds_no_event(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A submission can write what the far side says of it: that is its own fate, and no other's."""
+    allocation = AwsAllocation.of(room.job, room.worker.config)
+    status = RunStatus(RunState.EXITED, 0, exit_status=125, ending=Ending.PROFILE)
+
+    async def say(_: AwsAllocation) -> RunStatus:
+        return status
+
+    monkeypatch.setattr(room.worker._shell, "poll", say)
+    monkeypatch.setattr(room.worker._shell, "launch", say)
+    monkeypatch.setattr(room.worker, "_renew_deadman", say)
+    for ask in (room.worker.wait, room.worker.exit_of):
+        with pytest.raises(WorkerError, match="says now that it could not begin") as raised:
+            await ask(allocation)
+        assert not isinstance(raised.value, WorkerSetupError)
+    assert room.worker._refusal is None
+    with pytest.raises(WorkerSetupError, match="login profile"):  # before it was launched it is the image's word
+        await room.worker.launch_submission(room.job, allocation)
+    assert room.worker._refusal is not None
 
 
 async def test_reclaim_asks_nobody_where_nothing_was_ever_launched(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
