@@ -168,7 +168,7 @@ class AwsWorker(Worker[AwsAllocation]):
         if self.config.ssh_host_key is HostKeyPolicy.USER_DATA and allocation.host_key is None:
             allocation = allocation.with_host_key(await asyncio.to_thread(host_keys.public_line, key_file))
             await latest.record(allocation)
-        until = clock.wall() + self.config.connect_timeout
+        until = clock.boottime() + self.config.connect_timeout
         allocation = await self._launcher.booted(allocation, until=until)
         allocation = await self._shell.log_in(allocation, until=until)
         # Pinned in the journal before anything is sent: the next daemon accepts nothing else.

@@ -236,7 +236,7 @@ class Launcher:
         allocation
             With an instance.
         until
-            How long that may take, on the wall clock.
+            How long that may take, by CLOCK_BOOTTIME: nobody sets that.
 
         Raises
         ------
@@ -252,7 +252,7 @@ class Launcher:
                     raise lost(instance)
                 if instance.state == "running" and allocation.address_of(instance):
                     return allocation.with_instance(instance)
-            if clock.wall() > until:
+            if clock.boottime() > until:
                 state = "unknown to EC2" if instance is None else instance.state
                 kind = "private" if allocation.use_private_ip else "public"
                 lacks = f"without a {kind} address" if instance and instance.state == "running" else state

@@ -132,7 +132,7 @@ class InstanceShell:
         allocation
             With its instance and address.
         until
-            How long that may take, on the wall clock.
+            How long that may take, by CLOCK_BOOTTIME: nobody sets that.
 
         Raises
         ------
@@ -164,7 +164,7 @@ class InstanceShell:
             instance = await self._launcher.seen(allocation)
             if instance is not None and instance.state not in ("pending", "running"):
                 raise lost(instance)
-            if clock.wall() > until:
+            if clock.boottime() > until:
                 raise failed
 
     async def send_submission(self, job: Job, allocation: AwsAllocation, settings: RunSettings) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rampd import clock
 from rampd.errors import WorkerError, WorkerSetupError, WorkerUnavailableError
 from rampd.remote.detached_run import Ending, RunState, RunStatus
 from rampd.remote.instances import (
@@ -316,6 +318,23 @@ async def test_a_run_that_denies_that_it_ran_holds_no_event(room: Room, monkeypa
     with pytest.raises(WorkerSetupError, match="login profile"):  # before it was launched it is the image's word
         await room.worker.launch_submission(room.job, allocation)
     assert room.worker._refusal is not None
+
+
+async def test_a_clock_that_is_set_costs_no_instance(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """connect_timeout is a duration: this machine's time may be set while an instance boots."""
+    allocation = await room.launch()
+    room.ec2.states["i-0"] = "pending"
+    seen = room.worker._watch.seen
+
+    async def looking() -> Mapping[str, Instance]:
+        found = await seen()
+        room.ec2.states["i-0"] = "running"
+        return found
+
+    monkeypatch.setattr(room.worker._watch, "seen", looking)
+    monkeypatch.setattr(clock, "wall", lambda: time.time() + 86400)
+    booted = await room.worker._launcher.booted(allocation, until=clock.boottime() + 600)
+    assert booted.address == "127.0.0.1"
 
 
 async def test_reclaim_asks_nobody_where_nothing_was_ever_launched(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
