@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rampd.errors import WorkerError
-from rampd.remote.archive import unpack
+from rampd.remote.archive import pack_submission, unpack
 from rampd.workers import dask_archive
 from rampd.workers.dask_bundle import EXPRESSION, names_for
 from rampd.workers.dask_remote import answer
@@ -57,6 +57,34 @@ def test_what_is_no_regular_file(tmp_path: Path, kind: bytes) -> None:
         tar.addfile(info)
     stream.seek(0)
     with pytest.raises(tarfile.TarError):
+        dask_archive.extract(stream, str(tmp_path), _BOUNDS)
+
+
+def test_links_of_a_submission_arrive(tmp_path: Path) -> None:
+    """Those that stay inside are kept on the way, as in a copy on this machine."""
+    submission = tmp_path / "one"
+    (submission / "a" / "b").mkdir(parents=True)
+    (submission / "estimator.py").write_bytes(b"x")
+    (submission / "a" / "b" / "link.py").symlink_to("../../estimator.py")
+    (submission / "folder").symlink_to("a")
+    bounds = {"max_bytes": 100, "max_files": 10}
+    with (tmp_path / "packed").open("w+b") as packed:
+        pack_submission(submission, packed, name="one", scratch=tmp_path / "scratch", **bounds)
+        packed.seek(0)
+        dask_archive.extract(packed, str(tmp_path / "there"), {"submission": "one", **bounds})
+    assert (tmp_path / "there" / "one" / "folder" / "b" / "link.py").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("points_to", ["/etc/passwd", "../x", "../../x", "a/../../x", "x/.."])
+def test_links_that_leave_the_submission(tmp_path: Path, points_to: str) -> None:
+    """Are refused."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        info = tarfile.TarInfo("one/x")
+        info.type, info.linkname = tarfile.SYMTYPE, points_to
+        tar.addfile(info)
+    stream.seek(0)
+    with pytest.raises(tarfile.TarError, match="leaves the folder"):
         dask_archive.extract(stream, str(tmp_path), _BOUNDS)
 
 
