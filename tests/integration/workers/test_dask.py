@@ -98,7 +98,7 @@ async def test_a_run_has_nothing_of_the_dask_workers(room: DaskRoom, monkeypatch
     expected = {"HOME", "TMPDIR", "USER", "LOGNAME", "PATH", "PYTHONNOUSERSITE", "RAMPD_ATTEMPT", "OWN", "TOLD"}
     rest = {name for name in environment if not name.startswith("LC_") and not name.endswith(("_THREADS", "_COUNT"))}
     assert rest - {"LANG", "TZ", "VIRTUAL_ENV"} == expected
-    assert facts["niceness"] == 10
+    assert facts["niceness"] == min(19, os.nice(0) + 10)  # on top of that of whoever runs this
     assert facts["status"]["NoNewPrivs"] == "1"
     assert facts["descriptors"] == [0, 1, 2, 3]
     assert facts["files"] == ["estimator.py"]
