@@ -17,6 +17,20 @@ _FLAT_DEPTH = 10
 """Deep enough to move little, and not so deep that a path of long names has no room (PATH_MAX)."""
 
 
+def folder_below(root: Path, *way: str) -> Path | None:
+    """Return the folder `root`/way…, or None where it, or anything on the way, is a link or no folder.
+
+    Below `root` lies what a submission may have put there: a link on the way would have whoever goes on from the result
+    read, change and move what is somebody else's.
+    """
+    path = root
+    for name in way:
+        path /= name
+        if path.is_symlink() or not path.is_dir():
+            return None
+    return path
+
+
 def swap_into_place(staging: Path, final: Path) -> None:
     """Put the folder `staging` at `final`, whole or not at all; what was there before is at `staging` afterwards.
 

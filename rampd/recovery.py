@@ -94,6 +94,9 @@ async def reclaim_now_and_then(worker: Worker[Any], held: Collection[str]) -> No
                 log.info("worker.reclaimed", what=reclaimed)
         except WorkerError as error:
             log.warning("worker.lost", error=f"reclaim failed: {error}", outcome=error.outcome)
+        except Exception:
+            # A worker's own mistake costs the event neither what runs nor the next look.
+            log.exception("lifecycle.failed")
 
 
 async def _reclaim(event: Event, keep: Collection[str]) -> None:

@@ -16,7 +16,7 @@ from rampd import clock, ramp_test
 from rampd.config import WorkerConfig
 from rampd.copying import UnsafeTreeError, copy_submission
 from rampd.errors import WorkerError, WorkerLostError, WorkerSetupError
-from rampd.files import remove_tree
+from rampd.files import folder_below, remove_tree
 from rampd.models import Exit, Job, Results
 from rampd.workers import containment
 from rampd.workers.base import Allocation, Worker, WorkerContext
@@ -250,9 +250,9 @@ class CondaWorker(Worker[CondaAllocation]):
 
     async def collect_results(self, job: Job, allocation: CondaAllocation) -> Results:
         """Return where log and training_output are: they are here already."""
-        output = job.attempt_dir / "submissions" / job.submission / "training_output"
         ended = await self.stop(allocation)
-        return Results(ended, output if output.is_dir() and not output.is_symlink() else None, job.log_path)
+        output = folder_below(job.attempt_dir, "submissions", job.submission, "training_output")
+        return Results(ended, output, job.log_path)
 
     async def teardown(self, allocation: CondaAllocation) -> None:
         """End what runs and remove the attempt's folder; see `Worker.teardown`."""

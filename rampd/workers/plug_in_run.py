@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rampd import clock, ramp_test
 from rampd.copying import UnsafeTreeError, copy_submission
 from rampd.errors import WorkerError, WorkerLostError
-from rampd.files import remove_tree
+from rampd.files import folder_below, remove_tree
 from rampd.models import Exit, Results
 from rampd.states import Outcome
 from rampd.workers import stray_processes
@@ -278,7 +278,7 @@ class PlugInRun:
         WorkerError
             It said that all is well, and left nothing.
         """
-        output = _folder(self.job.attempt_dir / PREDICTIONS / self.job.submission)
+        output = folder_below(self.job.attempt_dir, PREDICTIONS, self.job.submission)
         if said is None:
             return Results(self.exit(None), output or self._training_output(), self.job.log_path)
         status, message = said
@@ -302,7 +302,7 @@ class PlugInRun:
 
     def _training_output(self) -> Path | None:
         """Return the private copy's own, where ramp-test ran on this machine: its traceback is worth having."""
-        return _folder(self.job.attempt_dir / SUBMISSIONS / self.job.submission / "training_output")
+        return folder_below(self.job.attempt_dir, SUBMISSIONS, self.job.submission, "training_output")
 
     def exit(self, status: int | None) -> Exit:
         """Return how the run ended, by the plug-in's word."""
@@ -318,10 +318,6 @@ def _nothing() -> None:
 
 def _status_of(plug_in: BaseWorker) -> object:
     return vars(plug_in).get("_status", "initialized")
-
-
-def _folder(path: Path) -> Path | None:
-    return path if path.is_dir() and not path.is_symlink() else None
 
 
 def _shown(value: object) -> str:

@@ -319,18 +319,25 @@ async def test_what_nobody_holds_is_reclaimed_while_the_daemon_runs(
         room.finish()
 
 
+@pytest.mark.parametrize(
+    ("error", "said"), [(WorkerLostError, "worker.lost"), (OSError, "lifecycle.failed"), (KeyError, "lifecycle.failed")]
+)
 async def test_a_failing_reclaim_is_tried_again(
-    room: EventRoom, monkeypatch: pytest.MonkeyPatch, log_records: list[Record]
+    room: EventRoom,
+    monkeypatch: pytest.MonkeyPatch,
+    log_records: list[Record],
+    error: type[Exception],
+    said: str,
 ) -> None:
-    """A cloud that does not answer for a while stops nothing."""
+    """A cloud that does not answer for a while stops nothing; a worker that stumbles neither."""
     room.dispatcher["hunger_policy"] = "sleep"
     monkeypatch.setattr(SlowWorker, "reclaim_interval_s", 0.02)
     async with room.opened() as event, served(event):
-        failures = fail_times(monkeypatch, event, "worker.reclaim", 2, error=WorkerLostError)
+        failures = fail_times(monkeypatch, event, "worker.reclaim", 2, error=error)
         await until(lambda: len(failures) == 2, what="two failures")
         room.outside["lost"] = asyncio.get_running_loop().create_future()
         await until(lambda: not room.outside, what="the reclaim")
-    assert len(find(log_records, "worker.lost", outcome="lost_host")) == 2
+    assert len(find(log_records, said)) == 2
 
 
 async def test_a_clock_that_was_put_back_lengthens_no_backoff(room: EventRoom) -> None:

@@ -267,12 +267,19 @@ async def test_two_attempts_at_once_share_nothing(room: CondaRoom) -> None:
 
 
 async def test_results_are_where_ramp_test_left_them(room: CondaRoom) -> None:
-    """training_output is the one in the private copy; a link in its place is none."""
+    """training_output is the one in the private copy; a link in its place, or on the way there, is none."""
     room.ramp_test(
-        'if [ "$2" = link ]; then ln -s /etc "$8/$2/training_output"; else mkdir "$8/$2/training_output"; fi'
+        """
+        mkdir "$8/$2/training_output"
+        case "$2" in
+          link) rmdir "$8/$2/training_output"; ln -s /etc "$8/$2/training_output" ;;
+          way) mv "$8/$2" "$8/elsewhere"; ln -s elsewhere "$8/$2" ;;
+          root) mv "$8" "$8/../elsewhere"; ln -s elsewhere "$8" ;;
+        esac
+        """
     )
     async with room.opened() as worker:
-        for name, expected in (("folder", True), ("link", False)):
+        for name, expected in (("folder", True), ("link", False), ("way", False), ("root", False)):
             job = room.job(name)
             async with room.launched(worker, job) as allocation:
                 await worker.wait(allocation)
