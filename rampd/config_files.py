@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -57,14 +58,14 @@ class ConfigFiles:
         found = {path: _look_at(path) or ConfigFile("") for path in self.named}
         if self.events_dir is None:
             return found
-        same = {path.resolve() for path in found}
+        same = {os.path.realpath(path) for path in found}  # pathlib's resolve() raises at a loop of links
         try:
             folders = sorted(self.events_dir.iterdir())
         except OSError:
             folders = []
         for folder in folders:
             path = folder / CONFIG_NAME
-            if folder.name.startswith(".") or path.resolve() in same:
+            if folder.name.startswith(".") or os.path.realpath(path) in same:
                 continue
             if (file := _look_at(path)) is not None:
                 found[path] = file

@@ -70,6 +70,15 @@ def test_a_missing_events_dir_has_no_configs(tmp_path: Path) -> None:
     assert ConfigFiles([], tmp_path / "nowhere").look() == {}
 
 
+def test_a_link_that_leads_to_itself_is_one_unreadable_config(tmp_path: Path) -> None:
+    """The others are found all the same."""
+    path = _config(tmp_path, "one")
+    (tmp_path / "events" / "loop").symlink_to("loop")
+    found = ConfigFiles([], tmp_path / "events").look()
+    assert found[path].digest
+    assert found[tmp_path / "events" / "loop" / "config.yml"].digest == ""
+
+
 def test_a_config_in_events_dir_belongs_to_the_deployment_that_holds_it(tmp_path: Path) -> None:
     """Whatever that folder is called; one that was named implies its own."""
     path = _config(tmp_path, "one")

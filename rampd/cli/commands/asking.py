@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @options.event
 def submit(settings: Settings, folder: Path, *, name: str | None, replace: bool, as_json: bool) -> None:
     """Hand a folder in as a submission: copied, then put in place at once."""
-    chosen = name if name is not None else folder.resolve().name
+    chosen = name if name is not None else os.path.basename(os.path.realpath(folder))  # noqa: PTH119 -- resolve() raises at a loop of links
     done = options.run(asking.submit(settings, folder, chosen, replace=replace))
     if as_json:
         output.print_json(done)
