@@ -6,6 +6,7 @@ The one module that knows asyncinotify. A watch only says "look": what there is,
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ class FolderWatch:
         self._reader: asyncio.Task[None] | None = None
         self._found = Changes()
         self._arrived = asyncio.Event()
+        self._said: set[str] = set()
         self._poll_at: float | None = None
         """On the loop's clock: kept by a call that is cancelled, or a caller in a hurry would never see a poll."""
 
@@ -87,7 +89,7 @@ class FolderWatch:
         if self._poll or self._inotify is not None:
             return False
         mask = Mask.CREATE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.DELETE_SELF | Mask.MOVE_SELF
-        self._inotify = _watching(self._folder, mask | Mask.ONLYDIR)
+        self._inotify = _watching(self._folder, mask | Mask.ONLYDIR, self._said)
         if self._inotify is not None:
             self._reader = asyncio.create_task(self._read(self._inotify), name=f"watch {self._folder}")
         return self._inotify is not None
@@ -158,7 +160,9 @@ class FileWatch:
         if not self._poll:
             # The folder is watched, not the file: one that is removed and made again is the same to us. Only this
             # name counts: SQLite's files lie beside it.
-            self._inotify = _watching(self._path.parent, Mask.ATTRIB | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.CREATE)
+            self._inotify = _watching(
+                self._path.parent, Mask.ATTRIB | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.CREATE, set()
+            )
         self._seen = self._stamp()
         return self
 
@@ -170,9 +174,11 @@ class FileWatch:
         """Return once the file was touched after the last call."""
         if self._inotify is not None:
             # Not by the time stamp: two touches within one tick of the kernel's clock (4 ms) have the same.
-            while str((await self._inotify.get()).name) != self._path.name:
-                pass
-            return
+            while True:
+                event = await self._inotify.get()
+                # What overflowed may have been a touch.
+                if str(event.name) == self._path.name or event.mask & Mask.Q_OVERFLOW:
+                    return
         while self._seen == (stamp := self._stamp()):  # noqa: ASYNC110 -- another machine's touch sets no event
             await asyncio.sleep(self._interval_s)
         self._seen = stamp
@@ -205,6 +211,7 @@ class ConfigsWatch:
         self._poll = is_shared(folder) if poll is None else poll
         self._interval_s = poll_interval_s
         self._inotify: Inotify | None = None
+        self._said: set[str] = set()
 
     async def __aenter__(self) -> Self:
         self._look_again()
@@ -226,7 +233,9 @@ class ConfigsWatch:
         if self._poll:
             return False
         if self._inotify is None:
-            self._inotify = _watching(self._folder, _CONFIGS | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.ONLYDIR)
+            self._inotify = _watching(
+                self._folder, _CONFIGS | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.ONLYDIR, self._said
+            )
         if self._inotify is None:
             return False
         is_new = False
@@ -255,12 +264,15 @@ class ConfigsWatch:
                 return
 
 
-def _watching(folder: Path, mask: Mask) -> Inotify | None:
-    """Return an inotify that watches `folder`, or None where it is missing or inotify has no more to give."""
+def _watching(folder: Path, mask: Mask, said: set[str]) -> Inotify | None:
+    """Return an inotify that watches `folder`, or None where it is missing or inotify has no more to give.
+
+    Whoever polls asks again at every interval: `said` keeps what was said already, until a watch succeeds.
+    """
     try:
         inotify = Inotify(cache_size=100)
     except OSError as error:
-        log.warning("watch.polling", path=str(folder), error=f"{error.strerror}: raise fs.inotify.max_user_instances")
+        _say_once(said, folder, error, "fs.inotify.max_user_instances")
         return None
     try:
         inotify.add_watch(folder, mask)
@@ -269,9 +281,19 @@ def _watching(folder: Path, mask: Mask) -> Inotify | None:
         return None
     except OSError as error:
         inotify.close()
-        log.warning("watch.polling", path=str(folder), error=f"{error.strerror}: raise fs.inotify.max_user_watches")
+        _say_once(said, folder, error, "fs.inotify.max_user_watches")
         return None
+    said.clear()
     return inotify
+
+
+def _say_once(said: set[str], folder: Path, error: OSError, limit: str) -> None:
+    # Any other number says what is wrong with the folder itself: no limit would help.
+    is_exhausted = error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM)
+    sentence = f"{error.strerror}: raise {limit}" if is_exhausted else str(error.strerror)
+    if sentence not in said:
+        said.add(sentence)
+        log.warning("watch.polling", path=str(folder), error=sentence)
 
 
 def is_shared(folder: Path, *, mounts: Callable[[], str] | None = None) -> bool:

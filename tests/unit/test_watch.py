@@ -188,6 +188,37 @@ async def test_without_inotify_it_polls_and_says_so(
     assert record["error"] == f"Too many open files: raise fs.inotify.{limit}"
 
 
+@pytest.mark.looptime
+async def test_what_keeps_it_from_watching_is_said_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, log_records: list[Record]
+) -> None:
+    """It is tried again at every poll; the log hears of it again after it has worked in between."""
+    with monkeypatch.context() as refusing:
+        refusing.setattr(watch, "Inotify", _refused)
+        async with FolderWatch(folder) as watching:
+            for _ in range(5):
+                await watching.changes()
+            assert len(log_records) == 1
+            refusing.undo()
+            await watching.changes()
+            assert not watching.is_polling
+            refusing.setattr(watch, "Inotify", _refused)
+            shutil.rmtree(folder)
+            await seen(watching, until=lambda _: watching.is_polling)
+            await watching.changes()
+    assert [record["event"] for record in log_records] == ["watch.polling"] * 2
+
+
+async def test_a_file_in_the_folders_place_is_no_matter_of_limits(tmp_path: Path, log_records: list[Record]) -> None:
+    """The log says what is wrong."""
+    path = tmp_path / "file"
+    path.touch()
+    async with FolderWatch(path) as watching:
+        assert watching.is_polling
+    (record,) = log_records
+    assert record["error"] == "Not a directory"
+
+
 async def _is_quiet(watching: FileWatch, path: Path) -> bool:
     """Say whether a watch has nothing to tell: a touch that follows is then the first thing that it does."""
     asking = asyncio.ensure_future(watching.touched())
@@ -222,6 +253,18 @@ async def test_two_touches_in_one_tick_are_both_seen(tmp_path: Path, monkeypatch
         for _ in range(2):
             (tmp_path / "wake").touch()
             await asyncio.wait_for(watching.touched(), PATIENCE_S)
+
+
+async def test_an_overflow_may_have_been_a_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's queue was full: whatever was lost is asked for."""
+    async with FileWatch(tmp_path / "wake") as watching:
+        overflow = SimpleNamespace(mask=Mask.Q_OVERFLOW, name=None)
+
+        async def get(_: Inotify) -> object:
+            return overflow
+
+        monkeypatch.setattr(Inotify, "get", get)
+        await asyncio.wait_for(watching.touched(), PATIENCE_S)
 
 
 async def test_other_files_beside_it_do_not_count(tmp_path: Path) -> None:
