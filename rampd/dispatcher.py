@@ -197,6 +197,7 @@ class Dispatcher:
             if await self.event.journal.is_cancelled(attempt):
                 run.orders.give(Order.CANCEL)  # the last daemon had accepted it, and ended before it could obey
         await self._hold.forget()
+        await self._notes.forget()
         self._backoffs.load(await self.event.journal.backoffs())
         self._background.append(group.create_task(self.event.store.watch(), name=self._named("store")))
         await self.event.store.scanned.wait()
@@ -250,6 +251,8 @@ class Dispatcher:
                     await asyncio.sleep(outage.seen(error))
                 continue
             await self._notes.settling(self.event.store.settling)
+            if not self._runs and not self._backoffs:
+                await self._notes.capacity()  # whoever lacked it was cancelled, or has gone
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._until_next_look_s()):
                     await self.event.store.changed.wait()

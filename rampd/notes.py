@@ -21,6 +21,11 @@ class Notes:
         self._settling = 0
         self._settling_since: float | None = None
 
+    async def forget(self) -> None:
+        """Take back what the last daemon told, at a start: it may be true no more, and nobody else would."""
+        for key in ("no_capacity", "settling"):
+            await self._tell(key, None)
+
     async def no_capacity(self, next_try: float) -> None:
         """Say that there was nothing to run on, and when it is tried again (seconds since the epoch)."""
         since = self._no_capacity_since or clock.wall()
@@ -28,7 +33,7 @@ class Notes:
         self._no_capacity_since = since
 
     async def capacity(self) -> None:
-        """Say that there was something to run on."""
+        """Say that there was something to run on, or that nobody waits for it."""
         if self._no_capacity_since is not None:
             self._no_capacity_since = None
             await self._tell("no_capacity", None)
