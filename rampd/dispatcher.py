@@ -183,8 +183,10 @@ class Dispatcher:
         await asyncio.wait({pump, closing}, return_when=asyncio.FIRST_COMPLETED)
         self._pumping = False
         self._pulse.beat()  # for whoever waits to feel it
-        async with self._claiming:  # never between a claim and its task
-            pump.cancel()
+        with suppress(TimeoutError):  # whoever decides about a waiting submission may wait for a store that is away
+            async with asyncio.timeout(_INTERRUPTION_S), self._claiming:  # never between a claim and its task
+                pump.cancel()
+        pump.cancel()
 
     async def _begin(self, group: asyncio.TaskGroup) -> None:
         """Take up what the last daemon left, look at the folders once, and obey what was asked for meanwhile."""
@@ -289,18 +291,17 @@ class Dispatcher:
         return allowed
 
     async def _may_claim(self) -> bool:
-        if self._drained:
-            return False
-        return await self._hold.look()
+        return not self._drained and await self._hold.look()
 
     async def _claim_and_start(self) -> Submission | None:
-        async with self._claiming:
+        with self._pulse.resting(self._claiming.locked):  # a cancel may wait for the store
+            await self._claiming.acquire()
+        try:
             # What was put back is not taken before its attempt has wholly ended: only then is its backoff known, too.
             claimed = await self._claims.next(self.event, busy=[run.submission.id for run in self._runs.values()])
-            if claimed is None:
-                return None
-            self._spawn(*claimed)
-            return claimed[0]
+            return self._spawn(*claimed).submission if claimed is not None else None
+        finally:
+            self._claiming.release()
 
     def _spawn(self, submission: Submission, attempt: Attempt) -> Run:
         orders = Orders()

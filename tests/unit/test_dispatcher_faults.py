@@ -10,16 +10,19 @@ import pytest
 from rampd import clock
 from rampd.dispatcher import Dispatcher
 from rampd.errors import JournalCorruptError
-from rampd.states import Outcome, Step, SubmissionState
+from rampd.event import WAKE_FILE
+from rampd.states import Outcome, RequestKind, Step, SubmissionState
 from support.event import (
     PATIENCE_S,
     Crash,
     EventRoom,
     attempt_once,
     fail_times,
+    fake,
     find,
     good_run,
     hung_run,
+    recovered,
     serve_out,
     states_of,
 )
@@ -175,3 +178,31 @@ async def test_a_damaged_store_is_named(room: EventRoom, monkeypatch: pytest.Mon
         fail_times(monkeypatch, event, "store.claim", error=JournalCorruptError)
         with pytest.raises(JournalCorruptError, match="the disk is full"):
             await serve_out(event)
+
+
+async def test_a_cancel_that_waits_for_the_store_keeps_the_daemon_neither_from_moving_nor_from_stopping(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watchdog hears of the pump all the while, and a stop waits for it no longer than for a run."""
+    monkeypatch.setattr("rampd.dispatcher._INTERRUPTION_S", 0.2)
+    room.dispatcher |= {"hunger_policy": "sleep", "n_workers": 1, "shutdown_grace": 0.05}
+    room.submit("long", hung_run())
+    async with room.opened() as event:
+        dispatcher = Dispatcher(event)
+        serving = asyncio.ensure_future(dispatcher.run())
+        await until(lambda: fake(event).launches)
+        failures = fail_times(monkeypatch, event, "store.set_failed", 1_000_000)
+        request = await event.journal.request(RequestKind.CANCEL, "other")
+        room.submit("other")
+        await event.store.scan()
+        (event.settings.dispatcher.state_dir / WAKE_FILE).touch()
+        await until(lambda: failures)
+        dispatcher._slots.resize(2)  # the pump wants to claim, and cannot before the cancel is through
+        for _ in range(5):
+            await asyncio.wait_for(dispatcher.pulse(), PATIENCE_S)
+        dispatcher.stop()
+        assert await asyncio.wait_for(serving, PATIENCE_S) == 0
+        assert (await event.journal.get_request(request)).accepted is None
+    async with room.opened() as event:
+        await asyncio.wait_for(recovered(event), PATIENCE_S)
+        assert await states_of(event) == {"long": "new", "other": "checking_error"}
