@@ -14,10 +14,12 @@ from rampd.models import Verdict
 from rampd.states import Outcome, SubmissionState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from contextlib import AbstractAsyncContextManager
 
     from rampd.announcements import Announcements
     from rampd.event import Event
+    from rampd.orders import Run
 
 log = structlog.get_logger("rampd.hold")
 
@@ -36,14 +38,22 @@ class Hold:
         Remembers whose canonical line was written.
     deciding
         Held while a waiting submission is ended, so that nobody else (the operator's cancel) ends it as well.
+    runs
+        What has a slot, by name; read only. It may be `new` again before its attempt has wholly ended.
     """
 
     def __init__(
-        self, event: Event, *, announcements: Announcements, deciding: AbstractAsyncContextManager[Any] | None = None
+        self,
+        event: Event,
+        *,
+        announcements: Announcements,
+        deciding: AbstractAsyncContextManager[Any] | None = None,
+        runs: Mapping[str, Run] | None = None,
     ) -> None:
         self.event = event
         self._announcements = announcements
         self._deciding = deciding or nullcontext()
+        self._runs = runs if runs is not None else {}
         self._cause: WorkerSetupError | None = None
         self._since_wall = 0.0
         self._since_boottime = 0.0
@@ -123,5 +133,5 @@ class Hold:
             async with self._deciding:
                 with suppress(UnknownSubmissionError):  # its folder went meanwhile
                     submission = await self.event.store.get(waiting.name)
-                    if submission.state is SubmissionState.NEW:
+                    if submission.state is SubmissionState.NEW and submission.name not in self._runs:
                         await decide_unrun(self.event, submission, verdict, announcements=self._announcements)

@@ -9,12 +9,13 @@ import pytest
 
 from rampd import clock
 from rampd.announcements import Announcements
-from rampd.errors import WorkerSetupError
+from rampd.errors import WorkerLostError, WorkerSetupError
 from rampd.hold import Hold
 from rampd.requests import Requests
 from rampd.states import Outcome, RequestKind, Step, SubmissionState
 from rampd.testing.workers import FakeRun
 from support.event import (
+    PATIENCE_S,
     EventRoom,
     begin,
     fact_of,
@@ -193,6 +194,28 @@ async def test_hold_timeout_counts_from_the_beginning_of_the_hold(room: EventRoo
         async with served(event):
             await until(lambda: len(fake(event).calls) > 3)
         assert (await event.store.get("one")).state is SubmissionState.NEW
+
+
+async def test_hold_timeout_ends_nobody_whose_attempt_has_not_ended(room: EventRoom, log_records: list[Record]) -> None:
+    """What was put back while its run is still torn down waits for that: a second attempt beside it is never opened."""
+    room.dispatcher |= {"hold_timeout": 0.01, "n_workers": 2}
+    room.submit("one", good_run(raises={"wait": [WorkerLostError("gone")]}))
+    async with room.opened() as event:
+        worker = fake(event)
+        worker.stands_in = "teardown"
+        serving = asyncio.ensure_future(serve_out(event))
+        await asyncio.wait_for(worker.reached.wait(), PATIENCE_S)
+        missing(room)
+        event.store.changed.set()
+        looks = len(worker.calls)
+        await until(lambda: len(worker.calls) > looks + 3)
+        assert (await event.store.get("one")).state is SubmissionState.NEW
+        worker.go_on.set()
+        assert await serving == 1
+        attempts = [(one.outcome, one.final) for one in await event.journal.attempts()]
+    assert attempts == [(Outcome.LOST_HOST, False), (Outcome.PLATFORM_ERROR, True)]
+    ends = [one["event"] for one in log_records if one["event"] in ("submission.retried", "submission.finished")]
+    assert ends == ["submission.retried", "submission.finished"]
 
 
 async def test_a_journal_that_is_away_ends_nobody_twice(room: EventRoom, monkeypatch: pytest.MonkeyPatch) -> None:
