@@ -53,6 +53,7 @@ def judge_run(job: Job, results: Results, *, staging: Path, config: WorkerConfig
     ResultsError
         This machine could not keep the results.
     """
+    results = _readable(results)
     run_exit, output = results.exit, results.training_output
     match results.outcome:
         case Outcome.TIMEOUT:
@@ -117,9 +118,16 @@ def _full_disk(job: Job, results: Results, traceback: str) -> str:
     return f"there was no room on a disk while it ran: {words[0]}" if words else ""
 
 
+def _readable(results: Results) -> Results:
+    """Return results whose worker's own words are fit to be stored and shown, whatever a plug-in put into them."""
+    message, refused = (ramp_test.shown_message(text) for text in (results.message, results.refused))
+    return replace(results, message=message, refused=refused)
+
+
 def judge_timeout(job: Job, results: Results | None, stopped: Exit | None) -> Verdict:
     """Say what a participant sees of a timeout: where it was, if that is known, and how long it was given."""
     message = ramp_test.timeout_message(job.timeout_s)
+    results = _readable(results) if results else None
     traceback = participant_traceback(job, results) or results.message if results else ""
     if traceback:
         message = f"{traceback.rstrip()}\n{message}"

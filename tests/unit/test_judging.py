@@ -313,3 +313,16 @@ def test_a_good_run_on_a_full_disk_is_a_good_run(case: Case, monkeypatch: pytest
     monkeypatch.setattr("rampd.judging._FULL_BYTES", 1 << 62)
     build_training_output(case.output)
     assert case.judge().outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("outcome", [Outcome.TIMEOUT, Outcome.PARTICIPANT_ERROR, Outcome.PLATFORM_ERROR, None])
+def test_a_plug_ins_words_can_be_stored_whatever_they_are(case: Case, outcome: Outcome | None) -> None:
+    """No database takes half a character or a NUL, and an outcome that cannot be written would keep the event down."""
+    text = f"said \udcff\0{'x' * (1 << 17)}"
+    results = Results(Exit(1), None, case.job.log_path, outcome=outcome, message=text, refused="too \udcff large")
+    config = WorkerConfig.model_validate({"worker_type": "fake"})
+    verdict = judge_run(case.job, results, staging=case.staging, config=config)
+    told = verdict.error_msg.encode("utf-8")
+    assert b"\0" not in told
+    assert 0 < len(told) < 1 << 17
+    verdict.reason.encode("utf-8")
