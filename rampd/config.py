@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -147,11 +148,16 @@ def load_config(
     n_workers = _n_workers_of_worker(data, worker, warnings)
     if problems or ramp is None or dispatcher is None or worker is None:
         raise problems.error()
+    ramp_settings = _resolve_ramp(ramp, root, folders)
+    dispatcher_settings = _resolve_dispatcher(dispatcher, root, ramp.event_name, n_workers=n_workers)
+    _check_apart(problems, ramp_settings, dispatcher_settings)
+    if problems:
+        raise problems.error()
     return Settings(
         path=path.absolute(),
         deployment_dir=root,
-        ramp=_resolve_ramp(ramp, root, folders),
-        dispatcher=_resolve_dispatcher(dispatcher, root, ramp.event_name, n_workers=n_workers),
+        ramp=ramp_settings,
+        dispatcher=dispatcher_settings,
         worker=worker,
         warnings=(*warnings, *worker.advice(dispatcher)),
     )
@@ -193,6 +199,11 @@ def _section(problems: Problems, name: str, model: type[S], data: object, *, nee
         return model.model_validate(allowed)
     except ValidationError as error:
         problems.add_validation((name,), error, data)
+        return None
+    except Exception as error:  # noqa: BLE001 -- a plug-in's own validators may raise anything; one event's mistake
+        # Not what it says: that may be a secret's value.
+        what = f"cannot be looked at: {model.__module__}.{model.__name__} raised {type(error).__name__}"
+        problems.add((name,), what, "values that its validators accept, or refuse by a ValueError")
         return None
 
 
@@ -267,6 +278,23 @@ def _resolve_ramp(ramp: RampSection, root: Path, folders: Mapping[str, Any]) -> 
         logs_dir=folder("logs_dir"),
         sandbox_dir=ramp.sandbox_dir,
     )
+
+
+def _check_apart(problems: Problems, ramp: RampSettings, dispatcher: DispatcherSettings) -> None:
+    """Refuse folders of an event that are one, or lie in one another.
+
+    What is put into three of them, and taken out again, has the names of submissions: in a folder that holds the others
+    a submission named `submissions`, say, would have them swapped away.
+    """
+    folders = {("ramp", name): getattr(ramp, name) for name in _FOLDERS}
+    folders["dispatcher", "state_dir"] = dispatcher.state_dir
+    for (where, path), (other, outer) in permutations(folders.items(), 2):
+        is_same = path == outer and list(folders).index(where) > list(folders).index(other)
+        if is_same or (path != outer and other[0] == "ramp" and path.is_relative_to(outer)):
+            word = "is" if is_same else "lies in"
+            problems.add(
+                where, f"found {str(path)!r}, which {word} {'.'.join(other)}", "a folder apart from the others"
+            )
 
 
 def _resolve_dispatcher(
