@@ -65,7 +65,8 @@ async def ask(settings: Settings, kind: RequestKind, names: Sequence[str]) -> li
         ids = {name: await journal.request(kind, name) for name in names}
         if wake(settings) is None:
             return [Answer(name, None, "noted: it is done when a daemon starts") for name in names]
-        return [await _answer_to(journal, request_id, name) for name, request_id in ids.items()]
+        deadline = clock.boottime() + _PATIENCE_S  # for all of them
+        return [await _answer_to(journal, request_id, name, deadline=deadline) for name, request_id in ids.items()]
 
 
 async def _make_sure_of(settings: Settings, files: OpenFiles, name: str) -> None:
@@ -78,8 +79,7 @@ async def _make_sure_of(settings: Settings, files: OpenFiles, name: str) -> None
     await files.store.get(name)
 
 
-async def _answer_to(journal: Journal, request_id: int, name: str) -> Answer:
-    deadline = clock.boottime() + _PATIENCE_S
+async def _answer_to(journal: Journal, request_id: int, name: str, *, deadline: float) -> Answer:
     while True:
         request = await journal.get_request(request_id)
         if request.accepted is not None:
