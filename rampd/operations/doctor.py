@@ -58,9 +58,10 @@ def _folders(settings: Settings) -> list[Finding]:
     existing = _nearest(ramp.submissions_dir)
     if settings.board is None:
         findings.append(_arrivals(existing))
-    free = shutil.disk_usage(_nearest(settings.dispatcher.state_dir)).free
+    state = _nearest(settings.dispatcher.state_dir)  # where attempts run, and the databases are
+    free = shutil.disk_usage(state).free
     is_low = free < _LOW_DISK_BYTES
-    detail = f"{free / 1e9:.1f} GB free at {existing}"
+    detail = f"{free / 1e9:.1f} GB free at {state}"
     findings.append(Finding("disk", is_ok=not is_low, detail=detail))
     return findings
 
