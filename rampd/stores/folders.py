@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rampd.copying import stays_inside
@@ -109,7 +110,9 @@ class _Looking:
         if depth > _MAX_DEPTH:
             raise SubmissionRefusedError("too_large", f"a submission's folders are nested at most {_MAX_DEPTH} deep")
         with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            # No more than are allowed: a folder of millions must not be held in memory to be refused.
+            left = _MAX_ENTRIES - self._entries
+            found = sorted(islice(entries, left + 1), key=lambda entry: entry.name)
         for entry in found:
             info = entry.stat(follow_symlinks=False)
             name = f"{prefix}{entry.name}"

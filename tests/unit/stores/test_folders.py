@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +17,7 @@ from rampd.stores import folders
 from rampd.stores.folders import check_name, is_ignored, look, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 BAD_NAMES = [
@@ -202,6 +205,27 @@ def test_a_look_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch, limit:
     look(folder)
     monkeypatch.setattr(folders, limit, value)
     assert refusal(folder) == "too_large"
+
+
+def test_no_more_is_read_of_a_folder_than_may_be_in_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with millions of files is refused without the names of all of them in memory."""
+    for number in range(50):
+        (folder / f"file-{number}").touch()
+    read: list[str] = []
+
+    def noted(entry: os.DirEntry[str]) -> os.DirEntry[str]:
+        read.append(entry.name)
+        return entry
+
+    @contextmanager
+    def scandir(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with os.scandir(path) as entries:
+            yield map(noted, entries)
+
+    monkeypatch.setattr(folders, "_MAX_ENTRIES", 5)
+    monkeypatch.setattr(folders, "os", SimpleNamespace(**{**vars(os), "scandir": scandir}))
+    assert refusal(folder) == "too_large"
+    assert len(read) == 5
 
 
 def test_a_sparse_file_counts_in_full(folder: Path) -> None:
