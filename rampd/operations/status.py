@@ -71,7 +71,8 @@ class EventStatus:
 
     event: str
     daemon: Mapping[str, Any] | None
-    """pid, run, version, started_at, n_workers, worker_type; None where no daemon serves it."""
+    """pid, run, version, started_at, n_workers, worker_type; the pid alone while it starts, and of `rampctl run`; None
+    where no daemon serves it."""
     head: str
     """One line: what runs, or why nothing does."""
     counts: Mapping[str, int]
@@ -108,10 +109,11 @@ async def look_at_event(settings: Settings) -> EventStatus:
     counts = dict.fromkeys(map(str, SubmissionState), 0)
     for submission in submissions:
         counts[submission.state] += 1
-    if pid is None:
-        # What a daemon left behind says nothing of now; only the operator's own word stands.
-        facts = {"drained": facts.get("drained")}
-    daemon = {"pid": pid, **(facts.get("daemon") or {})} if pid is not None else None
+    introduced = facts.get("daemon") or {}
+    if pid is None or (pid and introduced.get("pid") != pid):
+        # What an earlier daemon left behind says nothing of now; only the operator's own word stands.
+        facts, introduced = {"drained": facts.get("drained")}, {}
+    daemon = {**introduced, "pid": introduced.get("pid", pid)} if pid is not None else None
     return EventStatus(
         event=settings.ramp.event_name,
         daemon=daemon,

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from rampd.operations.status import look_at_event
+from rampd.state_lock import StateLock
 from rampd.workers.conda import CondaAllocation
 from support.event import EventRoom, begin
 
@@ -42,3 +44,28 @@ async def test_a_place_that_nobody_can_read(tmp_path: Path) -> None:
         other = await event.journal.open_attempt(second, "conda")
         await event.journal.record_allocation(other.id, '{"unheard": "of"}')
         assert [one.where for one in (await look_at_event(event.settings)).submissions] == [{}, {}]
+
+
+async def test_what_an_earlier_daemon_left_is_not_the_present_ones(tmp_path: Path) -> None:
+    """Whoever holds the event without a word of its own (`rampctl run`, a daemon that starts) is shown by its pid."""
+    async with EventRoom(tmp_path).opened() as event:
+        settings = event.settings
+        await event.journal.put("daemon", {"pid": 1, "run": "earlier", "n_workers": 3})
+        await event.journal.put("held", {"missing": "no iris", "since": 1.0, "next_try": 2.0})
+        await event.journal.put("drained", {"since": 1.0})
+    with StateLock(settings.dispatcher.state_dir):
+        found = await look_at_event(settings)
+    assert found.daemon == {"pid": os.getpid()}
+    assert found.held is None
+    assert found.drained == {"since": 1.0}
+
+
+async def test_a_daemon_introduces_itself(tmp_path: Path) -> None:
+    """What it left in the journal is shown while it holds the event."""
+    introduced = {"pid": os.getpid(), "run": "present", "n_workers": 3}
+    async with EventRoom(tmp_path).opened() as event:
+        settings = event.settings
+        await event.journal.put("daemon", introduced)
+    with StateLock(settings.dispatcher.state_dir):
+        assert (await look_at_event(settings)).daemon == introduced
+    assert (await look_at_event(settings)).daemon is None
