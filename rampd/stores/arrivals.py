@@ -133,12 +133,17 @@ class Arrivals:
         """Look for ever. Trouble with the database or the folder delays, and never ends, this."""
         async with FolderWatch(self._submissions_dir, poll=self._poll) as folder:
             next_scan = 0.0
+            failing_since = 0.0
+            said: set[str] = set()
             while True:
                 try:
                     if time.monotonic() >= next_scan:
                         next_scan = time.monotonic() + self._rescan_interval_s
                         await self.scan()
                         self._registry.scanned.set()
+                        if said:
+                            log.info("store.recovered", down_s=clock.boottime() - failing_since)
+                            said.clear()
                     moved_in: set[str] = set()
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._until_next_look_s(next_scan)):
@@ -150,7 +155,11 @@ class Arrivals:
                     await self._take(moved_in, complete=True)
                     await self._take(self._due(), complete=False)
                 except (StoreError, OSError) as error:
-                    log.error("store.unavailable", error=str(error), delay_s=_STORE_RETRY_S)  # noqa: TRY400 -- the sentence says it all
+                    if not said:
+                        failing_since = clock.boottime()
+                    if str(error) not in said:  # once, however long it lasts
+                        said.add(str(error))
+                        log.error("store.unavailable", error=str(error), delay_s=_STORE_RETRY_S)  # noqa: TRY400 -- the sentence says it all
                     await asyncio.sleep(_STORE_RETRY_S)
                     next_scan = 0.0
 

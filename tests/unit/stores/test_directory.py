@@ -344,17 +344,27 @@ async def test_a_name_is_never_sql(room: StoreRoom) -> None:
 async def test_trouble_with_the_database_does_not_end_the_watch(
     room: StoreRoom, log_records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A table that cannot be written is said, and what came meanwhile is taken once it can."""
+    """A table that cannot be written is said once, and what came meanwhile is taken once it can, which is said too."""
     monkeypatch.setattr(arrivals, "_STORE_RETRY_S", 0.02)
     async with room.opened() as store, running(store.watch(), store.scanned):
         connection = sqlite3.connect(room.root / "submissions.sqlite3", isolation_level=None)
         connection.execute("ALTER TABLE submissions RENAME TO away")
         room.move_in("patient")
         await until(lambda: said(log_records, "store.unavailable"), what="the trouble")
+        adopt, looks = store.registry.adopt, []
+
+        async def look() -> None:
+            looks.append("")
+            await adopt()
+
+        monkeypatch.setattr(store.registry, "adopt", look)
+        await until(lambda: len(looks) > 3, what="another look")
         connection.execute("ALTER TABLE away RENAME TO submissions")
         connection.close()
         await until(lambda: said(log_records, "submission.detected"), what="the arrival")
         assert await names(store) == ["patient"]
+        await until(lambda: said(log_records, "store.recovered"), what="the end of it")
+        assert len(said(log_records, "store.unavailable")) == 1
 
 
 async def test_a_store_that_cannot_be_opened_says_where(room: StoreRoom) -> None:
