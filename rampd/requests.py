@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 import structlog
 
-from rampd.conclusion import cancel_unrun
+from rampd.conclusion import cancel_unrun, persist
 from rampd.errors import UnknownSubmissionError
 from rampd.orders import Order
 from rampd.states import RequestKind, SubmissionState
@@ -64,7 +65,9 @@ class Requests:
                 accepted, answer = False, str(error)
             if not accepted:
                 log.warning("request.refused", submission=request.submission, kind=request.kind, answer=answer)
-            await self.event.journal.answer(request.id, answer, accepted=accepted)
+            # Until it is written: what was done already must not be asked for, and refused or done, a second time.
+            answering = partial(self.event.journal.answer, request.id, answer, accepted=accepted)
+            await persist(answering, "an answer to the operator")
         return released
 
     def _running(self, name: str) -> Run | None:

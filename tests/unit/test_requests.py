@@ -16,6 +16,7 @@ from rampd.orders import Orders, Run
 from rampd.requests import Requests
 from rampd.states import Outcome, RequestKind, Step, SubmissionState
 from support.event import (
+    Crash,
     EventRoom,
     attempt_once,
     bad_run,
@@ -223,13 +224,28 @@ async def test_an_answer_that_was_cut_short_is_given_again(
     room.submit("one")
     async with room.opened() as event:
         await attempt_once(event)
-        fail_times(monkeypatch, event, write, after=True)
-        with pytest.raises(StoreError):
+        error = Crash if write == "journal.answer" else StoreError
+        fail_times(monkeypatch, event, write, after=True, error=error)
+        with pytest.raises(error):
             await ask(event, RequestKind.RETRY)
         request = await ask(event, RequestKind.RETRY)
         assert request.accepted
         assert await event.journal.pending_requests() == []
         assert await state(event) is SubmissionState.NEW
+
+
+@pytest.mark.parametrize("kind", list(RequestKind))
+async def test_an_answer_that_cannot_be_written_at_once_stays_the_answer(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch, kind: RequestKind
+) -> None:
+    """What was done is not asked for again: a cancel would be refused as too late, a retry might run twice."""
+    room.submit("one", bad_run())
+    async with room.opened() as event:
+        if kind is RequestKind.RETRY:
+            await attempt_once(event)
+        failures = fail_times(monkeypatch, event, "journal.answer", 3)
+        request = await ask(event, kind)
+        assert (request.accepted, len(failures)) == (True, 3)
 
 
 async def test_a_cancel_that_could_not_be_journaled_is_given_again(
