@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from rampd.stores.folders import check_name, is_ignored
 from rampd.workers.registry import worker_class
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from rampd.config import Settings
     from rampd.journal import Journal, LatestAttempt
@@ -151,6 +152,25 @@ async def look_at_submission(settings: Settings, name: str) -> SubmissionDetails
             scores=(await files.store.scores()).get(found.id, {}),
             log_path=log_path,
         )
+
+
+async def states_of(settings: Settings, name: str) -> AsyncGenerator[SubmissionState, None]:
+    """Yield a submission's state, for ever, as it is whenever the next one is asked for.
+
+    The event's files are opened once for all looks: opening them reads them whole.
+
+    Raises
+    ------
+    UnknownSubmissionError
+        There is none of that name.
+    """
+    while True:
+        async with opened(settings) as files:
+            with suppress(UnknownSubmissionError):
+                while files.store is not None:
+                    yield (await files.store.get(name)).state
+        # No daemon has seen it yet.
+        yield (await look_at_submission(settings, name)).status.state
 
 
 async def _facts(journal: Journal | None) -> dict[str, Any]:

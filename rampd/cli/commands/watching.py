@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import aclosing
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from rampd.cli import options, output
 from rampd.errors import RampdError
 from rampd.operations.headline import duration
 from rampd.operations.results import leaderboard
-from rampd.operations.status import look_at_event, look_at_submission
+from rampd.operations.status import look_at_event, look_at_submission, states_of
 from rampd.states import SubmissionState
 
 if TYPE_CHECKING:
@@ -286,12 +287,14 @@ async def _print_log(settings: Settings, name: str, *, follow: bool, as_json: bo
             output.print_json({"name": name, "path": path, "bytes": path.stat().st_size, "text": text})
             return
     shown = _Shown(path, as_json=as_json)
-    while True:
-        state = (await look_at_submission(settings, name)).status.state if follow else SubmissionState.SCORED
-        shown.go_on()
-        if state.is_final:
-            break
-        await asyncio.sleep(_FOLLOW_S)
+    if follow:
+        async with aclosing(states_of(settings, name)) as states:
+            async for state in states:
+                if state.is_final:
+                    break
+                shown.go_on()
+                await asyncio.sleep(_FOLLOW_S)
+    shown.go_on()
     shown.end()
 
 

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import os
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from rampd.operations.status import look_at_event
+import pytest
+
+from rampd.database import Database
+from rampd.errors import UnknownSubmissionError
+from rampd.operations.status import look_at_event, states_of
 from rampd.state_lock import StateLock
+from rampd.states import SubmissionState
 from rampd.workers.conda import CondaAllocation
 from support.event import EventRoom, begin
 
 if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
     from pathlib import Path
 
 
@@ -69,3 +76,40 @@ async def test_a_daemon_introduces_itself(tmp_path: Path) -> None:
     with StateLock(settings.dispatcher.state_dir):
         assert (await look_at_event(settings)).daemon == introduced
     assert (await look_at_event(settings)).daemon is None
+
+
+async def test_following_a_submission_opens_its_event_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening reads the files whole, which a look every fifth of a second must not."""
+    room = EventRoom(tmp_path)
+    room.submit("one")
+    async with room.opened() as event:
+        opens: list[object] = []
+        opened = Database.open
+
+        async def counted(database: Database, stack: AsyncExitStack, *, create: bool = True) -> None:
+            opens.append(database)
+            await opened(database, stack, create=create)
+
+        monkeypatch.setattr(Database, "open", counted)
+        async with aclosing(states_of(event.settings, "one")) as states:
+            assert [await anext(states) for _ in range(10)] == [SubmissionState.NEW] * 10
+            await event.store.claim()
+            assert await anext(states) is SubmissionState.SENT_TO_TRAINING
+    assert len(opens) == 2  # the store and the journal
+
+
+async def test_a_submission_can_be_followed_before_a_daemon_has_seen_it(tmp_path: Path) -> None:
+    """It is new; afterwards it is what the store says; one that there is not is said to be unknown."""
+    room = EventRoom(tmp_path)
+    room.submit("one")
+    settings = room.settings()
+    async with aclosing(states_of(settings, "one")) as states:
+        assert await anext(states) is SubmissionState.NEW
+        async with room.opened() as event:
+            room.submit("two")
+            async with aclosing(states_of(settings, "two")) as others:
+                assert await anext(others) is SubmissionState.NEW
+            await begin(event)
+            assert await anext(states) is SubmissionState.SENT_TO_TRAINING
+    with pytest.raises(UnknownSubmissionError):
+        await anext(states_of(settings, "three"))
