@@ -245,9 +245,7 @@ class Daemon:
     def _say_started(self) -> None:
         services = self._roster.services
         settings = [service.settings for service in services]
-        facts: Mapping[str, Mapping[str, object]] = {
-            service.name: dict(service.event.worker.describe()) for service in services
-        }
+        facts = {service.name: service.facts for service in services}
         log.info(
             "daemon.started",
             version=rampd.__version__,

@@ -214,7 +214,6 @@ class Roster:
         entry.service, entry.said, entry.next = service, (), None
         report.added.append(service.name)
         if self.has_begun:
-            event = service.event
             log.info(
                 "event.opened",
                 event_name=service.name,
@@ -222,7 +221,7 @@ class Roster:
                 path=str(entry.path),
                 state_dir=str(settings.dispatcher.state_dir),
                 n_workers=settings.dispatcher.n_workers,
-                worker=dict(event.worker.describe()),
+                worker=service.facts,
             )
             service.begin()
 
@@ -238,9 +237,17 @@ class Roster:
             entry.next = settings
             report.reopening[service.name] = keys
             service.close()
+            return
+        try:
+            await service.reload(settings)
+        except Exception:
+            # A plug-in's own mistake, which is not the other events'; opened anew it has all of its settings.
+            log.exception("event.failed", event_name=service.name)
+            entry.next = settings
+            report.reopening[service.name] = keys
+            service.close()
         else:
             report.changed[service.name] = keys
-            await service.reload(settings)
 
     def _miss(self, entry: _Entry, report: Report) -> None:
         """See that a config is not there; drain its event when it is not there for the second time."""

@@ -55,6 +55,8 @@ class Service:
         self._on_end = on_end
         self._opened = asyncio.Event()
         self._begun = asyncio.Event()
+        self.facts: Mapping[str, object] = {}
+        """What its worker says of itself, once it is open."""
         self._dispatcher: Dispatcher | None = None
         self._task: asyncio.Task[int] | None = None
 
@@ -158,8 +160,8 @@ class Service:
 
     async def reload(self, settings: Settings) -> None:
         """Put settings in force that need nothing opened anew."""
-        self.settings = settings
         self.dispatcher.reload(settings)
+        self.settings = settings
         with suppress(StoreError):  # for people; the settings are in force without it
             await self._introduce()
 
@@ -187,6 +189,7 @@ class Service:
     async def _serve(self) -> int:
         async with AsyncExitStack() as stack:
             event = await open_event(self.settings, stack)
+            self.facts = dict(event.worker.describe())
             self._dispatcher = Dispatcher(event, shared=self._shared, on_activity=self._on_activity)
             self._opened.set()
             await self._begun.wait()
