@@ -9,7 +9,7 @@ import structlog
 
 from rampd import clock
 from rampd.conclusion import decide_unrun
-from rampd.errors import StoreError, UnknownSubmissionError, WorkerSetupError
+from rampd.errors import RampdError, StoreError, UnknownSubmissionError, WorkerSetupError
 from rampd.models import Verdict
 from rampd.states import Outcome, SubmissionState
 
@@ -76,9 +76,12 @@ class Hold:
             return False
         try:
             await self.event.worker.check()
-        except WorkerSetupError as error:
-            await self.set(error)
-            await self._give_up_after_timeout(error)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- a plug-in's look may fail in any way: what runs must not end for it
+            cause = error if isinstance(error, WorkerSetupError) else _cannot_look(error)
+            await self.set(cause)
+            await self._give_up_after_timeout(cause)
             return False
         await self._release()
         return True
@@ -135,3 +138,8 @@ class Hold:
                     submission = await self.event.store.get(waiting.name)
                     if submission.state is SubmissionState.NEW and submission.name not in self._runs:
                         await decide_unrun(self.event, submission, verdict, announcements=self._announcements)
+
+
+def _cannot_look(error: Exception) -> WorkerSetupError:
+    said = str(error) if isinstance(error, RampdError) else f"{type(error).__name__}: {error}"
+    return WorkerSetupError(f"the worker cannot look whether submissions can run: {said}")

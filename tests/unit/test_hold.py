@@ -23,6 +23,7 @@ from support.event import (
     fake,
     find,
     good_run,
+    hung_run,
     hurry,
     recovered,
     serve_out,
@@ -162,6 +163,32 @@ async def test_it_is_looked_at_no_more_often_than_said(room: EventRoom, monkeypa
         for _ in range(5):
             assert not await hold.look()
         assert len(fake(event).calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (WorkerLostError("the cloud does not answer"), "the cloud does not answer"),
+        (RuntimeError("a bug"), "RuntimeError: a bug"),
+    ],
+)
+async def test_a_look_that_fails_holds_the_event(
+    room: EventRoom, log_records: list[Record], error: Exception, told: str
+) -> None:
+    """What runs goes on, nothing is claimed, and it is looked again: a plug-in's bad moment is not the event's end."""
+    room.dispatcher |= {"hunger_policy": "sleep", "n_workers": 2}
+    room.submit("long", hung_run())
+    async with room.opened() as event, served(event) as dispatcher:
+        worker = fake(event)
+        await until(lambda: worker.launches)
+        room.runs[""] = FakeRun(raises={"check": [error] * 3})
+        room.submit("one")
+        await until(lambda: dispatcher.finished == 1)
+        assert dispatcher.running == 1
+        room.finish()
+    (held,) = find(log_records, "event.held")
+    assert held["missing"] == f"the worker cannot look whether submissions can run: {told}"
+    assert len(find(log_records, "event.released")) == 1
 
 
 async def test_hold_timeout_ends_what_waits(room: EventRoom, log_records: list[Record]) -> None:
