@@ -129,7 +129,7 @@ async def submit(settings: Settings, folder: Path, name: str, *, replace: bool) 
     SubmissionRefusedError
         It is no submission, or the name is no submission's.
     RampdError
-        The one to be replaced is running.
+        The one to be replaced is running, or began to meanwhile.
     StoreError
         It cannot be written.
     """
@@ -149,6 +149,14 @@ async def submit(settings: Settings, folder: Path, name: str, *, replace: bool) 
     if state is not None and state is not SubmissionState.NEW and state not in FINAL_STATES:
         raise RampdError(f"{name!r} is running ({state}); cancel it, or wait for its end, before it is replaced")
     await asyncio.to_thread(stage_submission, folder, ramp.submissions_dir, name, replace=replace)
+    if state is SubmissionState.NEW:
+        # Copying takes its time, in which a daemon may have claimed, and even ended, what was there before.
+        state = await _state_of(settings, name)
+        if state is not None and state is not SubmissionState.NEW and state not in FINAL_STATES:
+            raise RampdError(
+                f"{name!r} was replaced, and claimed meanwhile: what runs may be what was there before; "
+                f"when it has ended: rampctl retry {name}"
+            )
     answer = None
     if state in FINAL_STATES:
         (answer,) = await ask(settings, RequestKind.RETRY, [name])

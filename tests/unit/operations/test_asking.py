@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from rampd import clock
+from rampd.errors import RampdError
 from rampd.operations import asking
 from rampd.state_lock import StateLock
-from rampd.states import RequestKind
+from rampd.states import RequestKind, SubmissionState
+from rampd.stores.staging import stage_submission
 from support.event import EventRoom
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 async def test_one_patience_serves_all_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +33,37 @@ async def test_one_patience_serves_all_names(tmp_path: Path, monkeypatch: pytest
         answers = await asking.ask(settings, RequestKind.CANCEL, names)
     assert [(answer.name, answer.accepted) for answer in answers] == [(name, None) for name in names]
     assert clock.boottime() - began < len(names) * 0.2
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_what_is_claimed_while_it_is_replaced_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_ended: bool
+) -> None:
+    """The old one may be what ran: the operator is told while it runs, and once it has ended the new one runs."""
+    room = EventRoom(tmp_path)
+    room.submit("one")
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "estimator.py").write_text("# new", encoding="utf-8")
+    async with room.opened() as event:
+        loop = asyncio.get_running_loop()
+
+        async def serve() -> None:
+            claimed = await event.store.claim()
+            assert claimed is not None
+            if has_ended:
+                await event.store.set_failed(claimed.id, SubmissionState.CHECKING_ERROR, "")
+
+        def stage_slowly(*arguments: Any, **options: Any) -> None:
+            asyncio.run_coroutine_threadsafe(serve(), loop).result(10)
+            stage_submission(*arguments, **options)
+
+        monkeypatch.setattr(asking, "stage_submission", stage_slowly)
+        if has_ended:
+            submitted = await asking.submit(event.settings, folder, "one", replace=True)
+            assert submitted.answer is not None
+            (request,) = await event.journal.pending_requests()
+            assert (request.kind, request.submission) == (RequestKind.RETRY, "one")
+        else:
+            with pytest.raises(RampdError, match="what runs may be what was there before"):
+                await asking.submit(event.settings, folder, "one", replace=True)
