@@ -24,7 +24,7 @@ from rampd.event import WAKE_FILE
 from rampd.hold import CHECK_INTERVAL_S, Hold
 from rampd.lifecycle import Parked, attempt_submission
 from rampd.notes import Notes
-from rampd.orders import Order, Orders, Run
+from rampd.orders import Order, Orders, Run, all_over
 from rampd.outage import Outage, until_it_works
 from rampd.pulse import Pulse
 from rampd.recovery import reclaim_now_and_then, recover
@@ -387,12 +387,7 @@ class Dispatcher:
 
     async def _drain(self) -> None:
         """Let what runs end; once it is to stop, for shutdown_grace only, and then interrupt it."""
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        try:
-            while self._tasks and not stopping.done():
-                await asyncio.wait({*self._tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
+        await all_over(self._tasks, unless=self._stopping)
         if not self._tasks:
             return
         await asyncio.wait(self._tasks, timeout=self.event.settings.dispatcher.shutdown_grace)

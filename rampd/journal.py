@@ -314,14 +314,27 @@ class Journal:
         return {row[0]: row[1] for row in await self._database.fetch("SELECT submission_id, until FROM backoffs")}
 
     async def request(self, kind: RequestKind, submission: str) -> int:
-        """Ask for something; the same request that is still pending is not doubled. Return its id."""
-        (row,) = await self._database.fetch(
-            """
-            INSERT INTO requests (kind, submission, requested_at) VALUES (?, ?, ?)
-            ON CONFLICT (kind, submission) WHERE answered_at IS NULL DO UPDATE SET kind = kind RETURNING id
-            """,
-            (kind, submission, clock.wall()),
-        )
+        """Ask for something; the same request that is still pending is not doubled. Return its id.
+
+        The last word counts: of `cancel`, `retry` and `cancel` again the first is answered as out of date.
+        """
+        async with self._database.transaction() as transaction:
+            await transaction.fetch(
+                """
+                UPDATE requests SET answered_at = :now, answer = 'it was asked for again, later', accepted = 0
+                WHERE kind = :kind AND submission = :submission AND answered_at IS NULL AND id < (
+                    SELECT max(id) FROM requests WHERE submission = :submission AND answered_at IS NULL
+                )
+                """,
+                {"kind": kind, "submission": submission, "now": clock.wall()},
+            )
+            (row,) = await transaction.fetch(
+                """
+                INSERT INTO requests (kind, submission, requested_at) VALUES (?, ?, ?)
+                ON CONFLICT (kind, submission) WHERE answered_at IS NULL DO UPDATE SET kind = kind RETURNING id
+                """,
+                (kind, submission, clock.wall()),
+            )
         return int(row["id"])
 
     async def pending_requests(self) -> list[Request]:

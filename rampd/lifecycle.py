@@ -196,6 +196,7 @@ async def _run_and_judge(event: Event, progress: _Progress) -> Verdict:
     except _LostClaimError:
         await _stop(event, progress)
         return Verdict(Outcome.INTERRUPTED, None, reason="another daemon has claimed it, and runs it")
+    progress.orders.has_ended = True
     return await _judge(event, progress)
 
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Collection, Coroutine
 
     from rampd.models import Submission
 
@@ -36,6 +36,8 @@ class Orders:
     def __init__(self) -> None:
         self._arrived = asyncio.Event()
         self.order: Order | None = None
+        self.has_ended = False
+        """Whether the run has ended by itself: what came of it counts, and an order comes too late for it."""
 
     def give(self, order: Order) -> None:
         """Tell the attempt; the step that is under way ends, or the next one does not begin."""
@@ -81,3 +83,13 @@ class Run:
     submission: Submission
     orders: Orders
     task: asyncio.Task[None]
+
+
+async def all_over(tasks: Collection[asyncio.Task[None]], *, unless: asyncio.Event) -> None:
+    """Wait until there are no tasks left in a collection that changes meanwhile, or until an event is set."""
+    told = asyncio.ensure_future(unless.wait())
+    try:
+        while tasks and not told.done():
+            await asyncio.wait({*tasks, told}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told.cancel()

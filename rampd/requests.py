@@ -79,6 +79,8 @@ class Requests:
         run = self._running(name)
         if run is not None:
             run.orders.give(Order.CANCEL)
+            if run.orders.has_ended:
+                return True, "its run has just ended: what came of it stands, and it is not tried again"
             return True, "it is being stopped"
         # Only now: what does not run, and cannot be claimed meanwhile, stays as it is found here.
         submission = await self.event.store.get(name)

@@ -305,6 +305,17 @@ async def test_a_pending_request_is_not_doubled(journal: Journal) -> None:
     assert [request.id for request in await journal.pending_requests()] == list(ids)
 
 
+async def test_the_last_word_counts(journal: Journal) -> None:
+    """Who cancels, retries and cancels again wants it cancelled; what others ask of other submissions is left alone."""
+    others = [await journal.request(CANCEL, "two"), await journal.request(RETRY, "three")]
+    first, retry = await journal.request(CANCEL, "one"), await journal.request(RETRY, "one")
+    last = await journal.request(CANCEL, "one")
+    assert last == await journal.request(CANCEL, "one")
+    assert [request.id for request in await journal.pending_requests()] == [*others, retry, last]
+    outdated = await journal.get_request(first)
+    assert (outdated.accepted, outdated.answer) == (False, "it was asked for again, later")
+
+
 async def test_an_answered_request_can_be_made_again(journal: Journal) -> None:
     """It is a new one, with an id that was never used."""
     first = await journal.request(CANCEL, "one")

@@ -104,6 +104,7 @@ async def test_an_order_during_collection_comes_too_late(room: EventRoom) -> Non
         attempting = asyncio.ensure_future(attempt_once(event, orders))
         await worker.reached.wait()
         orders.give(Order.CANCEL)
+        assert orders.has_ended
         worker.go_on.set()
         assert (await attempting).outcome is Outcome.OK
         assert await closed(event) == [(Outcome.OK, True)]
