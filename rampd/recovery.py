@@ -72,8 +72,10 @@ async def recover(event: Event, *, announcements: Announcements) -> list[tuple[S
                 await _interrupt(event, submission, attempt, announcements=announcements)
     for put_back in await event.store.release_unheld({submission.id for submission, _ in going_on}):
         log.info("submission.recovered", submission=put_back.name, submission_id=put_back.id)
-    keep = {attempt.id for _, attempt in going_on}
-    await asyncio.to_thread(_remove_stale_staging, event.settings.ramp.predictions_dir, keep)
+    if event.settings.board is None:
+        # A lost journal's; on a board another daemon has the predictions of its attempts there as well.
+        keep = {attempt.id for _, attempt in going_on}
+        await asyncio.to_thread(_remove_stale_staging, event.settings.ramp.predictions_dir, keep)
     return going_on
 
 

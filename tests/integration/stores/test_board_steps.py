@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rampd.board_config import GivenBoard, load_board
+from rampd.conclusion import STAGING_PREFIX
 from rampd.errors import StoreError
 from rampd.states import Outcome, Step, SubmissionState
 from support.board import EVENT, Board
 from support.event import Crash, EventRoom, attempt_once, fail_times, fake, find, good_run, hurry, run_out
+from support.training_output import build_training_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,3 +126,31 @@ async def test_a_database_that_is_away_at_any_write_costs_no_attempt(
         assert states == ["new", "sent_to_training", "training", "tested", "scored"]
         assert [(one.outcome, one.final) for one in await event.journal.attempts()] == [(Outcome.OK, True)]
     assert len(find(log_records, "submission.finished", outcome="ok")) == 1
+
+
+async def test_a_start_leaves_the_predictions_of_another_daemon_alone(room: BoardRoom) -> None:
+    """Those that wait to be swapped in are another host's, which serves the same event from the same folders."""
+    theirs = room.board.deployment.predictions / f"{STAGING_PREFIX}0123456789abcdef"
+    build_training_output(theirs)
+    name = room.arrive(good_run(0.01))
+    async with room.opened() as event:
+        await asyncio.wait_for(run_out(event), 10)
+        assert (await event.store.get(name)).state is SubmissionState.SCORED
+    assert sorted(path.name for path in theirs.parent.iterdir()) == [theirs.name, name]
+
+
+@pytest.mark.parametrize("last", ["worker.collect_results", "journal.decide"])
+async def test_a_start_removes_its_own_predictions_that_count_no_more(
+    room: BoardRoom, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """Those of an attempt that was killed before its outcome was decided are gone after the next one."""
+    name = room.arrive(good_run(0.01))
+    async with room.opened() as event:
+        fail_times(monkeypatch, event, last, error=Crash, after=last == "worker.collect_results")
+        with pytest.raises(Crash):
+            await attempt_once(event)
+        staged = list(room.board.deployment.predictions.iterdir())
+        assert len(staged) == (1 if last == "journal.decide" else 0)
+    async with room.opened() as event:
+        await asyncio.wait_for(run_out(event), 10)
+    assert [path.name for path in room.board.deployment.predictions.iterdir()] == [name]
