@@ -209,7 +209,8 @@ class Holding:
         asked_at = clock.boottime()
         if held:
             if any(not self.is_sure_of(submission_id) for submission_id in held):
-                await self._database.fetch(self.statements.take_back, held=list(held), owner=self._owner)
+                for state in ("tested", "training"):
+                    await self._database.fetch(self.statements.take_back(state), held=list(held), owner=self._owner)
             rows = await self._database.fetch(
                 self.statements.renew, held=list(held), owner=self._owner, seconds=LEASE_S
             )

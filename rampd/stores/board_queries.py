@@ -96,11 +96,14 @@ class Queries:
 
     @property
     def abandoned(self) -> str:
-        """What nobody works on: its lease has expired, or it is a claim of ours whose answer was lost on the way."""
+        """What nobody works on: its lease has expired, or it is a claim of ours whose answer was lost on the way.
+
+        What is `tested` here has its end in this daemon's journal; elsewhere its host may have died just then.
+        """
         if self.leased:
             return f"""
             (({EXPIRED} AND l.owner <> :owner) OR (l.owner = :owner AND s.id <> ALL(CAST(:held AS integer[]))
-                AND l.state_at < now() - interval '{LOST_CLAIM_S} s'))
+                AND s.state <> 'tested' AND l.state_at < now() - interval '{LOST_CLAIM_S} s'))
             """
         return f"""
         (s.id <> ALL(CAST(:held AS integer[])) AND s.state = 'sent_to_training'
@@ -116,7 +119,7 @@ class Queries:
             count(*) FILTER (WHERE s.state <> 'new' AND {self.abandoned}) AS abandoned,
             (SELECT {UTC_NOW} BETWEEN opening_timestamp AND closing_timestamp FROM events WHERE id = :event) AS is_open,
             {HAS_TRIGGER} AS has_trigger
-        FROM {self.with_leases} WHERE {OF_EVENT} AND s.state IN ('new', 'sent_to_training', 'training')
+        FROM {self.with_leases} WHERE {OF_EVENT} AND s.state IN ('new', 'sent_to_training', 'training', 'tested')
         """
 
     @property

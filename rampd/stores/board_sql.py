@@ -239,10 +239,13 @@ class Statements(Queries):
 
     def _put_back(self, which: str, *, keep_owner: bool = False) -> str:
         lease = "expires_at = NULL" if keep_owner else "expires_at = NULL, owner = NULL"
+        states = "'sent_to_training', 'training'"
+        if keep_owner and self.leased:
+            states += ", 'tested'"  # without a lease it may be what another dispatcher left, years ago
         return f"""
         WITH mine AS (
             SELECT {self.columns} FROM {self.with_leases}
-            WHERE {OF_EVENT} AND s.state IN ('sent_to_training', 'training') AND {which} FOR UPDATE OF s
+            WHERE {OF_EVENT} AND s.state IN ({states}) AND {which} FOR UPDATE OF s
         ), moved AS (
             UPDATE submissions s SET state = 'new', queue_position = -1 FROM mine WHERE s.id = mine.id
         ), folds AS (
@@ -261,18 +264,22 @@ class Statements(Queries):
         WHERE owner = :owner AND submission_id = ANY(CAST(:held AS integer[])) RETURNING submission_id AS id, attempt
         """
 
-    @property
-    def take_back(self) -> str:
-        """Say `training` again of what runs here, and was put back while this daemon could not renew its lease."""
+    def take_back(self, state: str) -> str:
+        """Say `training` or `tested` again of what is so here, and was put back while this daemon was cut off."""
         return f"""
         WITH mine AS (
             SELECT s.id FROM submissions s JOIN {LEASES} l ON l.submission_id = s.id
-            WHERE s.state = 'new' AND l.owner = :owner AND s.id = ANY(CAST(:held AS integer[])) FOR UPDATE OF s, l
+            WHERE s.state = 'new' AND l.owner = :owner AND s.id = ANY(CAST(:held AS integer[]))
+                AND ('{state}' = 'tested') = ('tested' IS NOT DISTINCT FROM (
+                    SELECT n.state FROM {TRANSITIONS} n WHERE n.submission_id = s.id AND n.state <> 'new'
+                    ORDER BY n.id DESC LIMIT 1
+                ))
+            FOR UPDATE OF s, l
         ), moved AS (
-            UPDATE submissions s SET state = 'training', queue_position = -1 FROM mine WHERE s.id = mine.id
+            UPDATE submissions s SET state = '{state}', queue_position = -1 FROM mine WHERE s.id = mine.id
         ), folds AS (
-            UPDATE submission_on_cv_folds f SET state = 'training' FROM mine WHERE f.submission_id = mine.id
-        ){self._noted("training", lease=f"expires_at = now() + interval '{LEASE_S} s'")}
+            UPDATE submission_on_cv_folds f SET state = '{state}' FROM mine WHERE f.submission_id = mine.id
+        ){self._noted(state, lease=f"expires_at = now() + interval '{LEASE_S} s'")}
         SELECT id FROM mine
         """
 

@@ -171,6 +171,42 @@ class TestRampBoardStore(StoreContract):
             assert not store.is_lost(number)
             assert self.board.query("SELECT DISTINCT state FROM submissions WHERE name = 'starting_kit'") == [("new",)]
 
+    async def test_what_was_tested_here_is_scored_all_the_same(self, tmp_path: Path) -> None:
+        """Put back by another daemon while this one was cut off before its scores, and taken back: they are written."""
+        async with self.open_store(tmp_path) as store:
+            assert isinstance(store, ByTitle)
+            number = await self._at(store, "one", SubmissionState.TESTED)
+            self.board.query("UPDATE submissions SET state = 'new' WHERE id = %s", [number])
+            self.board.query("UPDATE rampd_leases SET expires_at = NULL")
+            store.board.holding.hold(number, 1, asked_at=clock.boottime() - 61)
+            await store.board.holding.renew()
+            assert (await store.get("one")).state is SubmissionState.TESTED
+            await store.set_scored(number, SCORES)
+            assert (await store.get("one")).state is SubmissionState.SCORED
+
+    async def test_what_a_dead_host_had_tested_waits_again(self, tmp_path: Path) -> None:
+        """A host that dies for good between `tested` and `scored` leaves nothing that nobody would ever end."""
+        async with self.open_store(tmp_path / "dead") as store:
+            number = await self._at(store, "one", SubmissionState.TESTED)
+        with self.board.after_a_minute():
+            async with self.open_store(tmp_path / "other") as other:
+                assert isinstance(other, ByTitle)
+                other.titles = {number: "one"}
+                await other.scan()
+                assert (await other.get("one")).state is SubmissionState.NEW
+                claimed = await other.claim()
+                assert claimed is not None
+                assert claimed.id == number
+
+    async def test_what_another_dispatcher_had_tested_stays(self, tmp_path: Path) -> None:
+        """Without a lease it may be years old: it is neither put back nor run."""
+        async with self.open_store(tmp_path) as store:
+            await self._at(store, "one", SubmissionState.TESTED)
+            self.board.query("DELETE FROM rampd_leases")
+            await store.scan()
+            assert await store.release_unheld([]) == []
+            assert (await store.get("one")).state is SubmissionState.TESTED
+
     async def test_a_claim_that_nobody_heard_of_is_put_back(self, tmp_path: Path) -> None:
         """A claim that was made, and whose answer was lost with the connection, waits again after half a minute."""
         async with self.open_store(tmp_path) as store:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ from support.deployment import Deployment
 from support.requirements import give_up
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from support.postgres import PostgresServer
@@ -135,6 +136,25 @@ class Board:
         """Return the state of every submission, sandboxes apart, by id."""
         with self.connect() as connection:
             return dict(connection.execute("SELECT id, state FROM submissions WHERE name <> 'starting_kit'").fetchall())
+
+    @contextmanager
+    def after_a_minute(self) -> Iterator[None]:
+        """Have what is leased now expired, for whoever connects in the block: what a wait would do.
+
+        What was parked, too. The server is one that has been up for long, to them: leases expire a minute after its
+        start at the earliest.
+        """
+        self.query("UPDATE rampd_leases SET expires_at = expires_at - interval '11 min'")
+        self.query(
+            "CREATE FUNCTION public.pg_postmaster_start_time() RETURNS timestamptz LANGUAGE sql "
+            "AS $$ SELECT CAST('-infinity' AS timestamptz) $$"
+        )
+        self.query(f"ALTER DATABASE {self.database} SET search_path = public, pg_catalog")
+        try:
+            yield
+        finally:
+            self.query(f"ALTER DATABASE {self.database} RESET search_path")
+            self.query("DROP FUNCTION public.pg_postmaster_start_time()")
 
     def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Ask the database."""
