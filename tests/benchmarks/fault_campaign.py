@@ -1,7 +1,8 @@
 """Kill `rampd` a thousand times, with every other fault there is in between, and print what the checks came to as JSON.
 
-Usage: python tests/benchmarks/fault_campaign.py [--kills N] [--seed N] [--jobs N] [--directory DIR]
+Usage: python tests/benchmarks/fault_campaign.py [--store directory|board] [--kills N] [--seed N] [--jobs N] …
 
+A board needs PostgreSQL and an environment with ramp_database; each campaign has a server of its own.
 Needs root for the full disk (a file system of its own for each event); without it that fault is left out, and said so.
 A line a campaign on stderr, one object with the sums on stdout; status 1 if anything was found.
 """
@@ -22,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from faults import disturbances  # noqa: E402 -- the path comes first
-from faults.campaign import Campaign, Plan, report  # noqa: E402
+from faults.campaign import STORES, Plan, campaign_on, report  # noqa: E402 -- the path comes first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,10 +32,10 @@ _KILLS_A_CAMPAIGN = 50
 _SUBMISSIONS_A_KILL = 1.5
 
 
-def _plans(kills: int, *, flood: int, patience_s: float) -> list[Plan]:
+def _plans(store: str, kills: int, *, flood: int, patience_s: float) -> list[Plan]:
     """Divide the kills into campaigns; the first one has 2,000 submissions at once, the second one long waits."""
     small_disk = os.geteuid() == 0
-    faults = [name for name in disturbances.NAMES if small_disk or name != "full_disk"]
+    faults = [name for name in STORES[store][1].names if small_disk or name != "full_disk"]
     plans: list[Plan] = []
     for first in range(0, kills, _KILLS_A_CAMPAIGN):
         count = min(_KILLS_A_CAMPAIGN, kills - first)
@@ -53,17 +53,17 @@ def _plans(kills: int, *, flood: int, patience_s: float) -> list[Plan]:
     return plans
 
 
-def _run(seed: int, plan: Plan, directory: Path | None) -> dict[str, Any]:
+def _run(store: str, seed: int, plan: Plan, directory: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="rampd-faults-", dir=directory) as folder:
         began = time.monotonic()
-        campaign = Campaign(Path(folder), seed, plan)
-        line = report(campaign, campaign.run(), began=began)
+        with campaign_on(store, Path(folder), seed, plan) as campaign:
+            line = report(campaign, campaign.run(), began=began)
     print(line, file=sys.stderr, flush=True)
     figures: dict[str, Any] = json.loads(line)
     return figures
 
 
-def summed(seed: int, figures: Sequence[dict[str, Any]], *, took_s: float) -> dict[str, Any]:
+def summed(store: str, seed: int, figures: Sequence[dict[str, Any]], *, took_s: float) -> dict[str, Any]:
     """Return the sums of several campaigns."""
     problems = [f"seed {one['seed']}: {problem}" for one in figures for problem in one["problems"]]
     counts, killed_at, disturbed = Counter[str](), Counter[str](), Counter[str]()
@@ -74,6 +74,7 @@ def summed(seed: int, figures: Sequence[dict[str, Any]], *, took_s: float) -> di
     named = {point: count for point, count in killed_at.items() if point != "random"}
     return {
         "measure": "faults",
+        "store": store,
         "seed": seed,
         "campaigns": len(figures),
         "took_s": round(took_s),
@@ -93,6 +94,7 @@ def summed(seed: int, figures: Sequence[dict[str, Any]], *, took_s: float) -> di
 def main() -> None:
     """Run the campaigns."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--store", choices=STORES, default="directory", help="default: directory")
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=20261124)
     parser.add_argument("--jobs", type=int, default=2, help="campaigns beside one another (default: 2)")
@@ -101,11 +103,14 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="where the events lie (default: a temporary folder)")
     options = parser.parse_args()
     began = time.monotonic()
-    plans = _plans(options.kills, flood=options.flood, patience_s=options.patience)
+    plans = _plans(options.store, options.kills, flood=options.flood, patience_s=options.patience)
     with ThreadPoolExecutor(options.jobs) as pool:
-        runs = [pool.submit(_run, options.seed + number, plan, options.directory) for number, plan in enumerate(plans)]
+        runs = [
+            pool.submit(_run, options.store, options.seed + number, plan, options.directory)
+            for number, plan in enumerate(plans)
+        ]
         figures = [run.result() for run in runs]
-    print(json.dumps(summed(options.seed, figures, took_s=time.monotonic() - began)), flush=True)
+    print(json.dumps(summed(options.store, options.seed, figures, took_s=time.monotonic() - began)), flush=True)
     sys.exit(any(one["problems"] for one in figures))
 
 

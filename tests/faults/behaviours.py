@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 5.0
 
+SAYS_SO = "echo $submission >>ROOT/runs\n"
+"""Each run says whose it is."""
 # Two runs of one submission at once would meet here: flock(1) lets in one only, and lets go with its last process.
 _ALONE = "exec 9>>ROOT/locks/$name; flock -n 9 || echo $name >>ROOT/twice\n"
 _KINDS = {
@@ -59,5 +61,5 @@ def generate(choices: random.Random, root: Path) -> Behaviour:
     """Return a behaviour of random kind and length."""
     kind = choices.choices(list(_KINDS), [weight for _, _, weight in _KINDS.values()])[0]
     length = f"{choices.choice([0.0, choices.uniform(0, 0.1), choices.uniform(0.1, 0.6)]):.3f}"
-    script = (_ALONE + _KINDS[kind][0]).replace("{length}", length).replace("ROOT", str(root))
+    script = (SAYS_SO + _ALONE + _KINDS[kind][0]).replace("{length}", length).replace("ROOT", str(root))
     return Behaviour(kind, script)

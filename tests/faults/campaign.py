@@ -16,17 +16,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from faults import disturbances
 from faults.behaviours import TIMEOUT_S, Behaviour, generate
+from faults.board_disturbances import BOARD
+from faults.board_event import board_event
 from faults.checker import Finding, check
-from faults.failing_daemon import POINTS
-from faults.incarnation import Incarnation
+from faults.disturbances import DIRECTORY, Disturbances, rampctl
+from faults.events import directory_event
+from faults.incarnation import AT_RANDOM, FIRST, Incarnation
 from support.daemon import processes_marked, wait_until
-from support.deployment import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from faults.events import EventUnderTest
+    from support.deployment import Deployment
+
+STORES = {"directory": (directory_event, DIRECTORY), "board": (board_event, BOARD)}
+"""How an event of each is made, and what may befall it."""
 
 _LAST_LIFE_S = 240.0
 
@@ -38,8 +45,8 @@ class Plan:
     kills: int
     submissions: int
     n_workers: int = 3
-    faults: Sequence[str] = disturbances.NAMES
-    """Which of them come, each at least once, in a random order."""
+    faults: Sequence[str] | None = None
+    """Which of them come, each once, in a random order; None for all that the store has."""
     at_once: int = 0
     """How many submissions are dropped in one go, besides."""
     small_disk: bool = False
@@ -50,7 +57,7 @@ class Plan:
 
 @dataclass
 class Campaign:
-    """One event, and what is done to it.
+    """One event, and what is done to it. Made by `campaign_on`.
 
     Parameters
     ----------
@@ -60,11 +67,17 @@ class Campaign:
         Of everything random.
     plan
         How much.
+    served
+        The event and its store.
+    disturbances
+        What there is to choose from.
     """
 
     root: Path
     seed: int
     plan: Plan
+    served: EventUnderTest
+    disturbances: Disturbances
     incarnations: list[Incarnation] = field(default_factory=list)
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
@@ -75,21 +88,22 @@ class Campaign:
 
     def __post_init__(self) -> None:
         self.choices = random.Random(self.seed)
-        self.event = Deployment(
-            self.root,
-            dispatcher={"n_workers": self.plan.n_workers, "settle_time": 0.05, "shutdown_grace": 0.3},
-            worker={"timeout": TIMEOUT_S},
-        )
         self.event.make_stub_environment()
         self.clock = self.root / "clock"
         self.clock.write_text("0", encoding="ascii")
         for name in ("locks", "tries"):
             (self.root / name).mkdir()
 
+    @property
+    def event(self) -> Deployment:
+        """The event's folders and config."""
+        return self.served.deployment
+
     def run(self) -> Finding:
         """Do it all; return what the checks came to."""
         with self._disk():
-            faults = self._faults = list(self.plan.faults)
+            faults = list(self.disturbances.names if self.plan.faults is None else self.plan.faults)
+            self._faults = faults
             self.choices.shuffle(faults)
             points = self._points()
             while sum(self.kills.values()) < self.plan.kills or faults:
@@ -103,7 +117,7 @@ class Campaign:
 
     def check(self) -> Finding:
         """Say what is wrong, after the last daemon's end."""
-        finding = check(self.event, self.incarnations, submitted=list(self.behaviours), removed=self.removed)
+        finding = check(self.served, self.incarnations, submitted=list(self.behaviours), removed=self.removed)
         finding.problems += [*self.problems, *self._injustices()]
         finding.counts.update(kills=sum(self.kills.values()))
         return finding
@@ -111,7 +125,7 @@ class Campaign:
     def _points(self) -> Iterator[str]:
         """Give kill points, each before and after, in random order and again and again."""
         while True:
-            every = [(name, side) for name in POINTS for side in ("before", "after")]
+            every = [(name, side) for name in self.served.points for side in ("before", "after")]
             self.choices.shuffle(every)
             for name, side in every:
                 yield f"{name}:{side}:{self.choices.choice([1, 1, 2, 4])}"
@@ -121,12 +135,11 @@ class Campaign:
         if not self.plan.small_disk:
             yield
             return
-        config = self.event.config.read_bytes()
         folder = str(self.event.folder)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", folder], check=True)
         try:
             self.event.submissions.mkdir()
-            self.event.config.write_bytes(config)
+            self.served.write_configs()
             yield
         finally:
             self._end_everything()
@@ -134,9 +147,9 @@ class Campaign:
 
     def submit(self, behaviour: Behaviour | None = None) -> str:
         """Hand one submission in; return its name."""
-        name = f"s{len(self.behaviours):05d}"
-        self.behaviours[name] = chosen = behaviour or generate(self.choices, self.root)
-        self.event.submit(name, chosen.script)
+        chosen = behaviour or generate(self.choices, self.root)
+        name = self.served.submit(f"s{len(self.behaviours):05d}", chosen.script)
+        self.behaviours[name] = chosen
         return name
 
     def _submit_some(self) -> None:
@@ -148,19 +161,19 @@ class Campaign:
         for _ in range(min(left, round(self.choices.uniform(0, 2.5) * left / lives_left))):
             self.submit()
 
-    def start(self, kill_point: str | None = None, *arguments: str) -> Incarnation:
-        """Start the next daemon."""
+    def start(self, kill_point: str | None = None, *, host: str = FIRST) -> Incarnation:
+        """Start a host's next daemon."""
         variables = {"RAMPD_FAULT_CLOCK": str(self.clock)}
         if kill_point is not None:
             variables["RAMPD_FAULT_KILL"] = kill_point
-        life = Incarnation(["--config", str(self.event.config), *arguments], variables, self.root / "stderr")
+        life = Incarnation(self.served.daemon_options(host), variables, self.root / "stderr", host)
         life.start()
         return life
 
     def _live(self, fault: str | None, kill_point: str | None) -> None:
         """Let a daemon live for a moment, disturb it, and kill it."""
-        if fault in disturbances.BETWEEN:
-            problems = disturbances.BETWEEN[fault](self)
+        if fault is not None and fault in self.disturbances.between:
+            problems = self.disturbances.between[fault](self)
             if problems is not None:
                 self.disturbed[fault] += 1
                 self.problems += problems
@@ -172,7 +185,7 @@ class Campaign:
             if fault is not None:
                 life.wait_for("daemon.ready", timeout_s=30)
                 self.disturbed[fault] += 1
-                self.problems += disturbances.DURING[fault](self, life)
+                self.problems += self.disturbances.during[fault](self, life)
             if kill_point is None:
                 life.wait(self.choices.uniform(0.1, 1.2))
             else:
@@ -183,21 +196,22 @@ class Campaign:
             status = life.end()
             self.incarnations.append(life)
         if status == -signal.SIGKILL:
-            self.kills[kill_point.rpartition(":")[0] if kill_point else "random"] += 1
+            self.kills[kill_point.rpartition(":")[0] if kill_point else AT_RANDOM] += 1
         elif status != 0 and not (fault == "sigterm_twice" and status == 1):
             self.problems.append(f"a daemon ended with status {status} during {fault or kill_point}")
 
     def _let_it_end(self) -> None:
         """Let the last daemon bring everything to its end, undisturbed."""
         self.clock.write_text("0", encoding="ascii")
-        disturbances.rampctl(self, "resume")
+        for host in self.served.states:
+            rampctl(self, "resume", host=host)
         while len(self.behaviours) < self.plan.submissions + self.plan.at_once:
             self.submit()
         self.event.dispatcher |= {"hunger_policy": "exit"}
-        self.event.write_config()
+        self.served.write_configs()
         # Once more where the last lines could not be written: a daemon that ends says what is still unsaid.
-        for _ in range(2):
-            life = self.start()
+        for host in [*self.served.hosts] * 2:
+            life = self.start(host=host)
             status = life.wait(_LAST_LIFE_S)
             life.end()
             self.incarnations.append(life)
@@ -221,6 +235,15 @@ class Campaign:
             wrong = outcomes - self.behaviours[name].deserves - {"cancelled", "platform_error"}
             if wrong:
                 yield f"{name} ({self.behaviours[name].kind}) was told {sorted(wrong)}"
+
+
+@contextmanager
+def campaign_on(store: str, root: Path, seed: int, plan: Plan) -> Iterator[Campaign]:
+    """Give a campaign on a store (of `STORES`); what serves the store is gone afterwards."""
+    make_event, disturbances = STORES[store]
+    dispatcher = {"n_workers": plan.n_workers, "settle_time": 0.05, "shutdown_grace": 0.3}
+    with make_event(root, dispatcher=dispatcher, worker={"timeout": TIMEOUT_S}) as served:
+        yield Campaign(root, seed, plan, served, disturbances)
 
 
 def report(campaign: Campaign, finding: Finding, *, began: float) -> str:

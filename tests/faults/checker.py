@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from faults.events import FINAL, database
 from support.daemon import processes_marked
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
+    from faults.events import EventUnderTest, Memory, Row
     from faults.incarnation import Incarnation
-    from support.deployment import Deployment
 
-FINAL = {"scored", "training_error", "checking_error"}
 FINAL_STATE_OF = {
     "ok": "scored",
     "participant_error": "training_error",
@@ -34,20 +34,7 @@ FINAL_STATE_OF = {
     "no_capacity": "checking_error",
     "platform_error": "checking_error",
 }
-# As the documentation draws them; a final state is left by the operator's word alone.
-LEGAL = {
-    ("new", "sent_to_training"),
-    ("new", "checking_error"),
-    ("sent_to_training", "new"),
-    ("sent_to_training", "training"),
-    ("sent_to_training", "checking_error"),
-    ("training", "new"),
-    ("training", "tested"),
-    ("training", "training_error"),
-    ("training", "checking_error"),
-    ("tested", "scored"),
-    *((state, "new") for state in FINAL),
-}
+_NEEDS_A_RUN = {"ok", "participant_error", "timeout"}
 _NOT_THE_SAME_WHEN_REPLAYED = {"timestamp", "run", "seq", "replayed", "level", "logger"}
 
 
@@ -60,60 +47,72 @@ class Finding:
 
 
 def check(
-    event: Deployment, incarnations: Sequence[Incarnation], *, submitted: Collection[str], removed: Collection[str]
+    event: EventUnderTest,
+    incarnations: Sequence[Incarnation],
+    *,
+    submitted: Collection[str],
+    removed: Collection[str],
 ) -> Finding:
     """Check one event after its last daemon has ended by itself.
 
     Parameters
     ----------
     event
-        Its folders.
+        Its store and folders.
     incarnations
         Every daemon that served it, in order, with what was read of its stream.
     submitted
         Every name that was handed in.
     removed
-        Those whose folders were removed again: they may be unknown, or have come to an end.
+        Those that were removed again: they may be unknown, or have come to an end.
     """
     finding = Finding()
-    with closing(_database(event.state / "submissions.sqlite3")) as store:
-        submissions = [dict(row) for row in store.execute("SELECT * FROM submissions")]
-        transitions = [dict(row) for row in store.execute("SELECT rowid, * FROM transitions ORDER BY rowid")]
-    with closing(_database(event.state / "journal.sqlite3")) as journal:
-        attempts = [dict(row) for row in journal.execute("SELECT * FROM attempts ORDER BY submission_id, number")]
-        requests = [dict(row) for row in journal.execute("SELECT * FROM requests")]
+    memory = event.memory()
+    attempts: list[Row] = []
+    requests: list[Row] = []
+    for host, state in event.states.items():
+        with closing(database(state / "journal.sqlite3")) as journal:
+            own = journal.execute("SELECT * FROM attempts ORDER BY submission_id, number")
+            attempts += [{**dict(row), "host": host} for row in own]
+            requests += [dict(row) for row in journal.execute("SELECT * FROM requests")]
     retries = Counter(one["submission"] for one in requests if one["kind"] == "retry" and one["accepted"])
+    superseded = _superseded(incarnations)
     finding.problems += [
-        *_store_problems(submissions, submitted, removed),
-        *_transition_problems(submissions, transitions, retries),
-        *_journal_problems(submissions, attempts, retries),
+        *_store_problems(memory.submissions, submitted, removed),
+        *_transition_problems(memory, event.legal, retries),
+        *_journal_problems(memory.submissions, attempts, retries, superseded),
         *(f"request {one['id']} was not answered" for one in requests if one["answered_at"] is None),
-        *_stream_problems(attempts, incarnations, finding.counts),
-        *_folder_problems(event, submissions),
+        *_stream_problems(attempts, incarnations, superseded, finding.counts),
+        *_run_problems(event, attempts),
+        *_folder_problems(event, memory.submissions, removed),
         *_leftover_problems(event),
+        *event.problems(memory),
     ]
     finding.counts.update(
-        submissions=len(submissions),
+        submissions=len(memory.submissions),
         attempts=len(attempts),
         final_attempts=sum(bool(one["final"]) for one in attempts),
+        superseded=len(superseded),
         requests=len(requests),
         removed=len(removed),
         daemons=len(incarnations),
-        **{f"state_{state}": count for state, count in Counter(one["state"] for one in submissions).items()},
+        **{f"state_{state}": count for state, count in Counter(one["state"] for one in memory.submissions).items()},
         **{f"outcome_{outcome}": count for outcome, count in Counter(one["outcome"] for one in attempts).items()},
     )
     return finding
 
 
-def _database(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=0.1)
-    connection.row_factory = sqlite3.Row
-    return connection
+def _superseded(incarnations: Sequence[Incarnation]) -> set[tuple[str, int, int]]:
+    """Return the attempts whose outcome came too late: another host had claimed the submission, and has the say."""
+    return {
+        (life.host, record["submission_id"], record["attempt"])
+        for life in incarnations
+        for record in life.records
+        if record["event"] == "submission.superseded"
+    }
 
 
-def _store_problems(
-    submissions: list[dict[str, Any]], submitted: Collection[str], removed: Collection[str]
-) -> Iterator[str]:
+def _store_problems(submissions: Sequence[Row], submitted: Collection[str], removed: Collection[str]) -> Iterator[str]:
     names = [one["name"] for one in submissions]
     for lost in sorted(set(submitted) - set(names) - set(removed)):
         yield f"lost: {lost} is not in the store"
@@ -127,12 +126,10 @@ def _store_problems(
             yield f"unfinished: {one['name']} is {one['state']}"
 
 
-def _transition_problems(
-    submissions: list[dict[str, Any]], transitions: list[dict[str, Any]], retries: Counter[str]
-) -> Iterator[str]:
-    names = {one["id"]: one["name"] for one in submissions}
+def _transition_problems(memory: Memory, legal: Collection[tuple[str, str]], retries: Counter[str]) -> Iterator[str]:
+    names = {one["id"]: one["name"] for one in memory.submissions}
     history: dict[int, list[str]] = defaultdict(list)
-    for row in transitions:
+    for row in memory.transitions:
         history[row["submission_id"]].append(row["state"])
     for submission_id, states in history.items():
         name = names.get(submission_id)
@@ -141,7 +138,7 @@ def _transition_problems(
         if states[0] != "new":
             yield f"{name} began as {states[0]}"
         for step in pairwise(states):
-            if step not in LEGAL:
+            if step not in legal:
                 yield f"{name} went from {step[0]} to {step[1]}"
         ends = sum(state in FINAL for state in states)
         if ends > 1 + retries[name]:
@@ -149,11 +146,14 @@ def _transition_problems(
 
 
 def _journal_problems(
-    submissions: list[dict[str, Any]], attempts: list[dict[str, Any]], retries: Counter[str]
+    submissions: Sequence[Row],
+    attempts: Sequence[Row],
+    retries: Counter[str],
+    superseded: Collection[tuple[str, int, int]],
 ) -> Iterator[str]:
-    of: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    of: dict[int, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for one in attempts:
-        of[one["submission_id"]].append(one)
+        of[one["submission_id"]][one["host"]].append(one)
         label = f"{one['submission']} attempt {one['number']}"
         if one["step"] != "closed" or one["outcome"] is None:
             yield f"{label} is {one['step']} with outcome {one['outcome']}"
@@ -161,33 +161,45 @@ def _journal_problems(
         if json.loads(one["verdict"])["outcome"] != one["outcome"]:
             yield f"{label} has two outcomes"
     for submission in submissions:
-        own, name = of[submission["id"]], submission["name"]
-        if [one["number"] for one in own] != list(range(1, len(own) + 1)):
-            yield f"{name} has attempts {[one['number'] for one in own]}"
-        if not own or not own[-1]["final"]:
+        by_host, name = of[submission["id"]], submission["name"]
+        for own in by_host.values():
+            if [one["number"] for one in own] != list(range(1, len(own) + 1)):
+                yield f"{name} has attempts {[one['number'] for one in own]}"
+        finals = [
+            one
+            for own in by_host.values()
+            for one in own
+            if one["final"] and (one["host"], one["submission_id"], one["number"]) not in superseded
+        ]
+        # The store's last word is the last of one host at least; which of several spoke last, no journal says.
+        last = [own[-1]["outcome"] for own in by_host.values() if own[-1] in finals]
+        if not last:
             yield f"{name} is {submission['state']} without a final attempt"
-        elif FINAL_STATE_OF.get(own[-1]["outcome"]) != submission["state"]:
-            yield f"{name} is {submission['state']}, its last attempt {own[-1]['outcome']}"
-        finals = sum(bool(one["final"]) for one in own)
-        if finals > 1 + retries[name]:
-            yield f"finished twice: {name} has {finals} final attempts after {retries[name]} retries"
+        elif submission["state"] not in {FINAL_STATE_OF.get(outcome) for outcome in last}:
+            yield f"{name} is {submission['state']}, its last attempt {', '.join(map(str, last))}"
+        if len(finals) > 1 + retries[name]:
+            yield f"finished twice: {name} has {len(finals)} final attempts after {retries[name]} retries"
 
 
 def _stream_problems(
-    attempts: list[dict[str, Any]], incarnations: Sequence[Incarnation], counts: Counter[str]
+    attempts: Sequence[Row],
+    incarnations: Sequence[Incarnation],
+    superseded: Collection[tuple[str, int, int]],
+    counts: Counter[str],
 ) -> Iterator[str]:
-    said: dict[tuple[int, int], dict[str, Any]] = {}
+    said: dict[tuple[str, int, int], dict[str, Any]] = {}
     for number, one in enumerate(incarnations, start=1):
         counts["records"] += len(one.records)
         yield from (f"daemon {number}: {problem}" for problem in _numbering_problems(one, counts))
         for record in (record for record in one.records if record["event"] == "submission.finished"):
             counts["finished_lines"] += 1
-            key = (record["submission_id"], record["attempt"])
+            key = (one.host, record["submission_id"], record["attempt"])
             content = {name: value for name, value in record.items() if name not in _NOT_THE_SAME_WHEN_REPLAYED}
             counts["finished_lines_again"] += key in said
             if said.setdefault(key, content) != content:
                 yield f"{record['submission']} attempt {record['attempt']} was said to end in two ways"
-    journaled = {(one["submission_id"], one["number"]): one for one in attempts if one["final"]}
+    final = {(one["host"], one["submission_id"], one["number"]): one for one in attempts if one["final"]}
+    journaled = {key: attempt for key, attempt in final.items() if key not in superseded}
     for key, attempt in journaled.items():
         if key not in said:
             yield f"no submission.finished for {attempt['submission']} attempt {attempt['number']}"
@@ -195,6 +207,26 @@ def _stream_problems(
             yield f"{attempt['submission']}: {said[key]['outcome']} in the stream, {attempt['outcome']} in the journal"
     for key in said.keys() - journaled.keys():
         yield f"the stream has an end that the journal does not know: {said[key]['submission']}"
+
+
+def _run_problems(event: EventUnderTest, attempts: Sequence[Row]) -> Iterator[str]:
+    """Each attempt runs once at most, and one that was judged by its run has run."""
+    folders = [str(event.state(host) / "attempts") + "/" for host in event.hosts]
+    path = event.deployment.root / "runs"
+    runs = Counter[str]()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        (folder,) = [one for one in folders if line.startswith(one)]
+        runs[line.removeprefix(folder).partition("/")[0]] += 1
+    known = {one["id"]: one for one in attempts}
+    for attempt_id, count in runs.items():
+        if attempt_id not in known:
+            yield f"a run of attempt {attempt_id}, which no journal knows"
+        elif count > 1:
+            one = known[attempt_id]
+            yield f"run twice: {one['submission']} attempt {one['number']} ran {count} times"
+    for one in attempts:
+        if one["outcome"] in _NEEDS_A_RUN and runs[one["id"]] != 1:
+            yield f"{one['submission']} attempt {one['number']} is {one['outcome']} without a run"
 
 
 def _numbering_problems(one: Incarnation, counts: Counter[str]) -> Iterator[str]:
@@ -228,40 +260,44 @@ def digest_of(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _folder_problems(event: Deployment, submissions: list[dict[str, Any]]) -> Iterator[str]:
-    whole = digest_of(event.root / "template")
+def _folder_problems(event: EventUnderTest, submissions: Sequence[Row], removed: Collection[str]) -> Iterator[str]:
+    forgotten = set(removed) if event.keeps_what_it_forgot else set()
+    deployment = event.deployment
+    whole = digest_of(deployment.root / "template")
     state_of = {one["name"]: one["state"] for one in submissions}
-    there = {path.name for path in event.predictions.iterdir()}
+    there = {path.name for path in deployment.predictions.iterdir()}
     for name in sorted(there):
-        if name not in state_of:
+        if name not in state_of and name not in forgotten:
             yield f"predictions_dir/{name} belongs to nobody"
-        elif digest_of(event.predictions / name) != whole:
+        elif digest_of(deployment.predictions / name) != whole:
             yield f"predictions_dir/{name} is not whole"
     for name, state in state_of.items():
         if state == "scored" and name not in there:
             yield f"{name} is scored without predictions"
         if state == "training_error" and name in there:
             yield f"{name} is a training_error with predictions"
-    for left in sorted((event.state / "attempts").iterdir()):
-        yield f"attempt folder left over: {left.name}"
-    if (event.root / "twice").exists():
-        yield f"run twice at once: {(event.root / 'twice').read_text().split()}"
+    for folder in event.states.values():
+        for left in sorted((folder / "attempts").iterdir()):
+            yield f"attempt folder left over: {left.name}"
+    if (deployment.root / "twice").exists():
+        yield f"run twice at once: {(deployment.root / 'twice').read_text().split()}"
 
 
-def _leftover_problems(event: Deployment) -> Iterator[str]:
-    for pid in processes_marked(str(event.root)):
+def _leftover_problems(event: EventUnderTest) -> Iterator[str]:
+    for pid in processes_marked(str(event.deployment.root)):
         yield f"process left over: {pid}"
-    with (event.state / "lock").open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield "the lock on state_dir is still held"
-    for name in ("journal.sqlite3", "submissions.sqlite3"):
-        with closing(_database(event.state / name)) as database:
+    for folder in event.states.values():
+        with (folder / "lock").open("rb") as lock:
             try:
-                database.execute("BEGIN EXCLUSIVE")
-                database.execute("ROLLBACK")
-            except sqlite3.OperationalError as error:
-                yield f"{name}: {error}"
-            if (verdict := database.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-                yield f"{name}: {verdict}"
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield "the lock on state_dir is still held"
+        for name in event.databases:
+            with closing(database(folder / name)) as file:
+                try:
+                    file.execute("BEGIN EXCLUSIVE")
+                    file.execute("ROLLBACK")
+                except sqlite3.OperationalError as error:
+                    yield f"{name}: {error}"
+                if (verdict := file.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
+                    yield f"{name}: {verdict}"

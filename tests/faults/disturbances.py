@@ -10,19 +10,36 @@ import subprocess
 import sys
 import time
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from faults.behaviours import TIMEOUT_S
 from faults.checker import digest_of
+from faults.incarnation import FIRST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from faults.campaign import Campaign
     from faults.incarnation import Incarnation
 
 
 _LOCKED_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbances:
+    """What there is to befall an event of one kind of store."""
+
+    during: Mapping[str, Callable[[Campaign, Incarnation], list[str]]]
+    """What comes while a daemon lives."""
+    between: Mapping[str, Callable[[Campaign], list[str] | None]]
+    """What comes between two daemons; None where there is nothing to do it to yet."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every one."""
+        return (*self.during, *self.between)
 
 
 def _sigstop(campaign: Campaign, life: Incarnation) -> list[str]:
@@ -50,16 +67,15 @@ def _sigterm(campaign: Campaign, life: Incarnation) -> list[str]:
 
 def _sighup(campaign: Campaign, life: Incarnation) -> list[str]:
     """Reload again and again, with other settings and with broken ones."""
-    good = campaign.event.config.read_bytes()
     for n_workers in (1, 5, 2):
         campaign.event.config.write_bytes(b"ramp: [")
         life.signal(signal.SIGHUP)
         campaign.event.dispatcher["n_workers"] = n_workers
-        campaign.event.write_config()
+        campaign.served.write_configs()
         life.signal(signal.SIGHUP)
         life.wait(0.1)
     campaign.event.dispatcher["n_workers"] = campaign.plan.n_workers
-    campaign.event.config.write_bytes(good)
+    campaign.served.write_configs()
     life.signal(signal.SIGHUP)
     return []
 
@@ -83,7 +99,7 @@ def _full_disk(campaign: Campaign, life: Incarnation) -> list[str]:
 
 def _locked(campaign: Campaign, life: Incarnation) -> list[str]:
     """Hold the write lock of a database from another process, as a backup tool may."""
-    name = campaign.choices.choice(["journal.sqlite3", "submissions.sqlite3"])
+    name = campaign.choices.choice(campaign.served.databases)
     with closing(sqlite3.connect(campaign.event.state / name, isolation_level=None, timeout=10)) as database:
         database.execute("BEGIN EXCLUSIVE")
         life.wait(min(campaign.plan.patience_s, _LOCKED_S))
@@ -144,7 +160,7 @@ def _operators(campaign: Campaign, life: Incarnation) -> list[str]:
     for _ in range(6):
         campaign.submit()
     names = campaign.choices.sample(list(campaign.behaviours), min(8, len(campaign.behaviours)))
-    here = [name for name in names if name not in campaign.removed] or ["s00000"]
+    here = [name for name in names if name not in campaign.removed] or ["of_nobody"]
     words = [
         ["status", "--json"],
         ["status"],
@@ -168,18 +184,18 @@ def _operators(campaign: Campaign, life: Incarnation) -> list[str]:
     return problems
 
 
-def _ask(campaign: Campaign, *words: str) -> subprocess.Popen[bytes]:
+def _ask(campaign: Campaign, *words: str, host: str = FIRST) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "rampd.cli.rampctl", *words, "--config", str(campaign.event.config)],
+        [sys.executable, "-m", "rampd.cli.rampctl", *words, *campaign.served.options(host)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
 
 
-def rampctl(campaign: Campaign, *words: str) -> None:
+def rampctl(campaign: Campaign, *words: str, host: str = FIRST) -> None:
     """Run one command to its end."""
-    process = _ask(campaign, *words)
+    process = _ask(campaign, *words, host=host)
     process.communicate(timeout=60)
 
 
@@ -254,24 +270,27 @@ def _damage(campaign: Campaign, data: bytearray) -> tuple[str, bytes]:
             return f"a flipped byte in a value at {where}", bytes(data)
 
 
-DURING: dict[str, Callable[[Campaign, Incarnation], list[str]]] = {
-    "sigstop": _sigstop,
-    "sigterm": _sigterm,
-    "sigterm_twice": _sigterm_twice,
-    "sighup": _sighup,
-    "full_disk": _full_disk,
-    "locked": _locked,
-    "reader_goes": _reader_goes,
-    "reader_stalls": _reader_stalls,
-    "clock_jumps": _clock_jumps,
-    "removed_while_queued": _removed_while_queued,
-    "removed_while_running": _removed_while_running,
-    "operators": _operators,
-    "second_daemon": _second_daemon,
-}
-BETWEEN: dict[str, Callable[[Campaign], list[str] | None]] = {
-    "corrupt_journal": _corrupt_journal,
-    "corrupt_store": _corrupt_store,
-}
-NAMES = (*DURING, *BETWEEN)
-"""Every disturbance."""
+OF_EVERY_STORE = Disturbances(
+    {
+        "sigstop": _sigstop,
+        "sigterm": _sigterm,
+        "sigterm_twice": _sigterm_twice,
+        "sighup": _sighup,
+        "full_disk": _full_disk,
+        "locked": _locked,
+        "reader_goes": _reader_goes,
+        "reader_stalls": _reader_stalls,
+        "clock_jumps": _clock_jumps,
+        "operators": _operators,
+        "second_daemon": _second_daemon,
+    },
+    {"corrupt_journal": _corrupt_journal},
+)
+DIRECTORY = Disturbances(
+    {
+        **OF_EVERY_STORE.during,
+        "removed_while_queued": _removed_while_queued,
+        "removed_while_running": _removed_while_running,
+    },
+    {**OF_EVERY_STORE.between, "corrupt_store": _corrupt_store},
+)

@@ -22,7 +22,7 @@ from rampd import clock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-POINTS = {
+_OF_EVERY_STORE = {
     # What the journal commits: the steps of an attempt, in their order.
     "journal.open_attempt": "rampd.journal:Journal.open_attempt",
     "journal.record_allocation": "rampd.journal:Journal.record_allocation",
@@ -32,6 +32,18 @@ POINTS = {
     "journal.mark_announced": "rampd.journal:Journal.mark_announced",
     "journal.set_backoff": "rampd.journal:Journal.set_backoff",
     "journal.answer": "rampd.journal:Journal.answer",
+    # What happens outside: copies, processes, predictions.
+    "worker.setup": "rampd.workers.conda:CondaWorker.setup",
+    "worker.launch_submission": "rampd.workers.conda:CondaWorker.launch_submission",
+    "worker.collect_results": "rampd.workers.conda:CondaWorker.collect_results",
+    "worker.stop": "rampd.workers.conda:CondaWorker.stop",
+    "worker.teardown": "rampd.workers.conda:CondaWorker.teardown",
+    "worker.reclaim": "rampd.workers.conda:CondaWorker.reclaim",
+    "predictions.swap": "rampd.conclusion:swap_into_place",
+    "recovery.conclude": "rampd.recovery:conclude",
+}
+DIRECTORY_POINTS = {
+    **_OF_EVERY_STORE,
     # What the store commits: a submission's states.
     "store.register": "rampd.stores.registry:DirectoryRegistry.register",
     "store.claim": "rampd.stores.directory:DirectoryStore.claim",
@@ -43,16 +55,26 @@ POINTS = {
     "store.release_unheld": "rampd.stores.directory:DirectoryStore.release_unheld",
     "store.requeue": "rampd.stores.directory:DirectoryStore.requeue",
     "store.forget": "rampd.stores.registry:DirectoryRegistry.forget",
-    # What happens outside: copies, processes, predictions.
-    "worker.setup": "rampd.workers.conda:CondaWorker.setup",
-    "worker.launch_submission": "rampd.workers.conda:CondaWorker.launch_submission",
-    "worker.collect_results": "rampd.workers.conda:CondaWorker.collect_results",
-    "worker.stop": "rampd.workers.conda:CondaWorker.stop",
-    "worker.teardown": "rampd.workers.conda:CondaWorker.teardown",
-    "worker.reclaim": "rampd.workers.conda:CondaWorker.reclaim",
-    "predictions.swap": "rampd.conclusion:swap_into_place",
-    "recovery.conclude": "rampd.recovery:conclude",
 }
+BOARD_POINTS = {
+    **_OF_EVERY_STORE,
+    # What the board's database commits: a submission's states, its figures, leases.
+    "board.claim": "rampd.stores.rampboard:RampBoardStore.claim",
+    "board.confirm": "rampd.stores.rampboard:RampBoardStore.confirm",
+    "board.set_training": "rampd.stores.rampboard:RampBoardStore.set_training",
+    "board.set_tested": "rampd.stores.rampboard:RampBoardStore.set_tested",
+    "board.set_scored": "rampd.stores.rampboard:RampBoardStore.set_scored",
+    "board.set_failed": "rampd.stores.rampboard:RampBoardStore.set_failed",
+    "board.release": "rampd.stores.rampboard:RampBoardStore.release",
+    "board.release_unheld": "rampd.stores.rampboard:RampBoardStore.release_unheld",
+    "board.requeue": "rampd.stores.rampboard:RampBoardStore.requeue",
+    "board.prepare": "rampd.stores.rampboard:RampBoardStore.prepare",
+    "board.recall": "rampd.stores.board_holding:Holding.recall",
+    "board.scan": "rampd.stores.board_watch:BoardWatch.scan",
+    # Any statement at all: sent, or not.
+    "board.statement": "rampd.stores.board_database:BoardDatabase.fetch",
+}
+POINTS = {**DIRECTORY_POINTS, **BOARD_POINTS}
 """Every named transition: each can be the last thing that a daemon does, or the first that it does not."""
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Record = dict[str, Any]
+FIRST = "first"
+"""The host that serves every event; a board's has others now and then."""
+AT_RANDOM = "random"
+"""Where a daemon was killed that no transition's name belongs to."""
 DAEMON = Path(__file__).with_name("failing_daemon.py")
 
 
@@ -34,11 +38,14 @@ class Incarnation:
         Variables besides this process's own.
     stderr_path
         Where its stderr goes.
+    host
+        Whose state_dir it has.
     """
 
     arguments: list[str]
     environment: Mapping[str, str]
     stderr_path: Path
+    host: str = FIRST
     records: list[Record] = field(default_factory=list)
     torn: int = 0
     """Lines that were not whole; only the last one of a killed daemon may be."""

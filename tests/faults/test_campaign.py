@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from faults import disturbances
-from faults.campaign import Campaign, Plan, report
+from faults.campaign import STORES, Campaign, Plan, campaign_on, report
 from faults.failing_daemon import POINTS
 from support.requirements import needs_root
 
@@ -20,48 +19,54 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def _run(root: Path, seed: int, plan: Plan, capsys: pytest.CaptureFixture[str]) -> tuple[Campaign, Finding]:
+def _run(store: str, root: Path, seed: int, plan: Plan, capsys: pytest.CaptureFixture[str]) -> tuple[Campaign, Finding]:
     began = time.monotonic()
-    campaign = Campaign(root, seed, plan)
-    finding = campaign.run()
+    with campaign_on(store, root, seed, plan) as campaign:
+        finding = campaign.run()
     with capsys.disabled():
         print("\n" + report(campaign, finding, began=began))
     return campaign, finding
 
 
+@pytest.mark.parametrize("store", STORES)
 def test_a_daemon_that_meets_every_fault_loses_and_doubles_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], store: str
 ) -> None:
     """Kills at random and named moments, and each disturbance once: the checker finds nothing wrong."""
     needs_root()  # a file system of its own, which can be full
-    plan = Plan(kills=8, submissions=16, at_once=60, n_workers=4, small_disk=True, patience_s=1.0)
-    campaign, finding = _run(tmp_path, 1, plan, capsys)
+    at_once = {"directory": 60, "board": 20}[store]
+    plan = Plan(
+        kills=8, submissions=16, at_once=at_once, n_workers=4, small_disk=True, patience_s=1.0, faults=["dead_host"] * 5
+    )
+    campaign, finding = _run(store, tmp_path, 1, plan, capsys)
     assert finding.problems == []
     assert finding.counts["kills"] >= 8
-    assert set(campaign.disturbed) == set(disturbances.NAMES)
-    assert finding.counts["submissions"] >= 76 - len(campaign.removed)
+    assert set(campaign.disturbed) == set(STORES[store][1].names)
+    assert finding.counts["submissions"] >= 16 + at_once - len(campaign.removed)
 
 
 @pytest.mark.parametrize(
-    "points",
+    ("store", "points"),
     [
-        ["journal.open_attempt:after:1", "journal.record_launch:before:1", "journal.decide:before:2"],
-        ["store.claim:after:2", "journal.decide:after:1", "store.set_scored:before:1"],
-        ["predictions.swap:after:1", "store.set_scored:after:1", "journal.close:before:1"],
+        ("directory", ["journal.open_attempt:after:1", "journal.record_launch:before:1", "journal.decide:before:2"]),
+        ("directory", ["store.claim:after:2", "journal.decide:after:1", "store.set_scored:before:1"]),
+        ("directory", ["predictions.swap:after:1", "store.set_scored:after:1", "journal.close:before:1"]),
+        ("board", ["board.claim:after:2", "board.set_training:after:1", "journal.decide:after:1"]),
+        ("board", ["predictions.swap:after:1", "board.set_tested:after:1", "board.set_scored:after:1"]),
     ],
-    ids=lambda points: "-".join(point.rpartition(":")[0] for point in points),
+    ids=lambda value: value if isinstance(value, str) else "-".join(point.rpartition(":")[0] for point in value),
 )
 def test_a_kill_at_a_named_transition_is_mended(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], points: list[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], store: str, points: list[str]
 ) -> None:
     """The daemon dies exactly there, and the next one goes on."""
-    campaign = Campaign(tmp_path, 2, Plan(kills=0, submissions=6, faults=()))
-    for _ in range(6):
-        campaign.submit()
-    for point in points:
-        campaign._live(None, point)
-    campaign._let_it_end()
-    finding = campaign.check()
+    with campaign_on(store, tmp_path, 2, Plan(kills=0, submissions=6, faults=())) as campaign:
+        for _ in range(6):
+            campaign.submit()
+        for point in points:
+            campaign._live(None, point)
+        campaign._let_it_end()
+        finding = campaign.check()
     with capsys.disabled():
         print("\n" + json.dumps(dict(campaign.kills)))
     assert finding.problems == []

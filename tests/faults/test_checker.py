@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from faults.behaviours import SAYS_SO
 from faults.checker import check
+from faults.events import DirectoryEvent
+from faults.incarnation import FIRST
 from support.daemon import RampdProcess
 from support.deployment import Deployment
 
@@ -36,10 +39,14 @@ class Served:
     def problems(self, *, submitted: list[str] | None = None, is_whole: bool = True, status: int = 0) -> list[str]:
         """Return what the checker says."""
         life = SimpleNamespace(
-            records=self.records, torn=0, is_whole=is_whole, process=SimpleNamespace(returncode=status)
+            host=FIRST,
+            records=self.records,
+            torn=0,
+            is_whole=is_whole,
+            process=SimpleNamespace(returncode=status),
         )
         lives = [cast("Incarnation", life)]
-        return check(self.event, lives, submitted=submitted or NAMES, removed=[]).problems
+        return check(DirectoryEvent(self.event), lives, submitted=submitted or NAMES, removed=[]).problems
 
     def sql(self, name: str, statement: str) -> None:
         """Change a database by hand."""
@@ -54,7 +61,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Served:
     event = Deployment(tmp_path_factory.mktemp("served"), dispatcher={"hunger_policy": "exit"})
     event.make_stub_environment()
     for name in NAMES:
-        event.submit(name, "exit 0" if name == "bad" else None)
+        event.submit(name, SAYS_SO.replace("ROOT", str(event.root)) + ("exit 0" if name == "bad" else ""))
     with RampdProcess(event.config) as daemon:
         assert daemon.wait() == 0
         return Served(event, daemon.records)
@@ -65,6 +72,8 @@ def served(original: Served, tmp_path: Path) -> Served:
     """Give a copy of it, to be damaged."""
     root = tmp_path / "copy"
     shutil.copytree(original.event.root, root)
+    runs = root / "runs"
+    runs.write_text(runs.read_text(encoding="utf-8").replace(str(original.event.root), str(root)), encoding="utf-8")
     copy = object.__new__(Deployment)
     vars(copy).update({**vars(original.event), "root": root})
     return Served(copy, [dict(record) for record in original.records])
@@ -180,6 +189,21 @@ def test_predictions_that_are_wrong_are_found(served: Served) -> None:
         "better is scored without predictions",
         "bad is a training_error with predictions",
         "predictions_dir/.rampd-0123 belongs to nobody",
+    ):
+        assert any(found in problem for problem in problems), problems
+
+
+def test_a_run_too_many_is_found(served: Served) -> None:
+    """An attempt that ran twice, one that did not run and was judged all the same, and one of nobody's."""
+    runs = served.event.root / "runs"
+    first, second, third = runs.read_text(encoding="utf-8").splitlines()
+    stranger = f"{served.event.state}/attempts/0123/submissions/good"
+    runs.write_text(f"{first}\n{first}\n{third}\n{stranger}\n", encoding="utf-8")
+    problems = served.problems()
+    for found in (
+        f"run twice: {first.rpartition('/')[2]} attempt 1 ran 2 times",
+        f"{second.rpartition('/')[2]} attempt 1 is",
+        "a run of attempt 0123, which no journal knows",
     ):
         assert any(found in problem for problem in problems), problems
 
