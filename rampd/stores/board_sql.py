@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rampd.states import FINAL_STATES
 from rampd.stores.board_queries import EXPIRED, LEASE_S, LOCK_IS_HELD, OF_EVENT, UTC_NOW, Queries
 from rampd.stores.board_tables import LEASES, TRANSITIONS
 
@@ -258,9 +259,14 @@ class Statements(Queries):
 
     @property
     def renew(self) -> str:
-        """Renew this owner's leases, and give those that are still its own, with their attempts."""
+        """Renew this owner's leases, and give those that are still its own, with their attempts.
+
+        A renewal may overtake, or be overtaken by, the write that ends a submission: what has ended stays unleased.
+        """
+        ended = ", ".join(f"'{state}'" for state in sorted(FINAL_STATES))
         return f"""
-        UPDATE {LEASES} SET expires_at = now() + make_interval(secs => :seconds)
+        UPDATE {LEASES}
+        SET expires_at = CASE WHEN state IN ({ended}) THEN NULL ELSE now() + make_interval(secs => :seconds) END
         WHERE owner = :owner AND submission_id = ANY(CAST(:held AS integer[])) RETURNING submission_id AS id, attempt
         """
 

@@ -11,7 +11,7 @@ from rampd import clock
 from rampd.board_config import SqlalchemySection
 from rampd.errors import SupersededError
 from rampd.models import Figures, FoldFigures
-from rampd.states import SubmissionState
+from rampd.states import FINAL_STATES, SubmissionState
 from rampd.stores.directory import DirectoryStore
 from rampd.stores.rampboard import RampBoardStore
 from rampd.testing import InMemoryStore, StoreContract
@@ -183,6 +183,17 @@ class TestRampBoardStore(StoreContract):
             assert (await store.get("one")).state is SubmissionState.TESTED
             await store.set_scored(number, SCORES)
             assert (await store.get("one")).state is SubmissionState.SCORED
+
+    @pytest.mark.parametrize("state", sorted(FINAL_STATES))
+    async def test_a_late_renewal_leases_nothing_that_has_ended(self, tmp_path: Path, state: SubmissionState) -> None:
+        """One that was sent before an end was written, and done after it, is no new lease and no loss."""
+        async with self.open_store(tmp_path) as store:
+            assert isinstance(store, ByTitle)
+            number = await self._at(store, "one", state)
+            store.board.holding.hold(number, 1, asked_at=clock.boottime())
+            await store.board.holding.renew()
+            assert not store.is_lost(number)
+            assert self.board.query("SELECT expires_at FROM rampd_leases") == [(None,)]
 
     async def test_what_a_dead_host_had_tested_waits_again(self, tmp_path: Path) -> None:
         """A host that dies for good between `tested` and `scored` leaves nothing that nobody would ever end."""
