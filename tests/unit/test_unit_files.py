@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
+from rampd.cli import rampd
 from rampd.credentials import AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, DATABASE_PASSWORD
 from rampd.exit_statuses import EX_CONFIG
 from rampd.logs.pipeline import MAX_LINE_BYTES
 from support.requirements import needs
 
-FOLDER = Path(__file__).parent.parent.parent / "systemd"
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "systemd"
 UNITS = ("rampd@.service", "rampd.service")
 THRESHOLD = 40
 """Tenths: 4.0, where 10 is a service that hides nothing."""
@@ -73,6 +76,41 @@ def test_the_drop_in_fits_the_units(installed: Path) -> None:
         drop_in.write_bytes((FOLDER / "example.conf").read_bytes())
         verified = _analyze("verify", "--man=no", str(installed / name))
         assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@pytest.fixture
+def board_drop_in(installed: Path) -> Path:
+    """Give the drop-in of docs/board.md, word for word, in its place beside the unit that it names."""
+    (text,) = re.findall(r"```ini\n(.*?)```", (ROOT / "docs" / "board.md").read_text(encoding="utf-8"), re.DOTALL)
+    text = textwrap.dedent(text)
+    (named,) = re.findall(r"^# /etc/systemd/system/(\S+)$", text, re.MULTILINE)
+    path = installed / str(named)
+    assert path.parent.name == "rampd@.service.d"
+    path.parent.mkdir()
+    path.write_text(text.replace("/opt/rampd/bin/rampd", sys.executable), encoding="utf-8")
+    return path
+
+
+def test_the_guide_to_boards_has_a_drop_in_that_systemd_understands(installed: Path, board_drop_in: Path) -> None:
+    """With it in place there is nothing to complain of; with a typo in it there is, so it was read."""
+    verified = _analyze("verify", "--man=no", str(installed / "rampd@.service"))
+    assert (verified.returncode, verified.stderr) == (0, "")
+    text = board_drop_in.read_text(encoding="utf-8")
+    board_drop_in.write_text(text.replace("After=", "Afterwards="), encoding="utf-8")
+    assert "Afterwards" in _analyze("verify", "--man=no", str(installed / "rampd@.service")).stderr
+
+
+def test_the_guide_to_boards_has_a_drop_in_that_takes_the_place_of_the_command(board_drop_in: Path) -> None:
+    """It empties the unit's command first, serves the same event, and has no option that rampd has not."""
+    lines = board_drop_in.read_text(encoding="utf-8").splitlines()
+    commands = [line.removeprefix("ExecStart=") for line in lines if line.startswith("ExecStart=")]
+    emptied, command = commands
+    assert emptied == ""
+    _, *words = command.split()
+    assert " ".join(words).startswith(_value("rampd@.service", "ExecStart").partition(" ")[2])
+    known = {name for parameter in rampd.main.params for name in parameter.opts}
+    assert [word for word in words if word.startswith("--")] == ["--config", "--database-config", "--board-python"]
+    assert {word for word in words if word.startswith("--")} <= known
 
 
 def test_the_user_is_one_that_sysusers_makes() -> None:
