@@ -212,6 +212,18 @@ async def run_out(event: Event) -> None:
         await attempt_once(event)
 
 
+async def run_to_the_one_end(event: Event, name: str) -> None:
+    """Have a submission that an earlier daemon left run out: scored once, by one attempt, its runs one at a time."""
+    await asyncio.wait_for(run_out(event), PATIENCE_S)
+    submission = await event.store.get(name)
+    assert submission.state is SubmissionState.SCORED
+    assert [state for state, _ in await event.store.history(submission.id)].count(SubmissionState.SCORED) == 1
+    attempts = await event.journal.attempts()
+    assert {attempt.step for attempt in attempts} == {Step.CLOSED}
+    assert [attempt.outcome for attempt in attempts if attempt.final] == [Outcome.OK]
+    assert fake(event).most_at_once <= 1
+
+
 async def closed(event: Event, name: str = "one") -> list[tuple[Outcome | None, bool]]:
     """Return outcome and finality of each attempt, all of which must be closed, with nothing of them left."""
     attempts = await event.journal.attempts((await event.store.get(name)).id)

@@ -31,6 +31,7 @@ from support.event import (
     hung_run,
     recovered,
     run_out,
+    run_to_the_one_end,
     serve_out,
 )
 
@@ -66,14 +67,7 @@ async def test_a_crash_after_any_step_leads_to_one_end(
             await attempt_once(event)
         launches = len(fake(event).launches)
     async with room.opened() as event:
-        await asyncio.wait_for(run_out(event), 5)
-        submission = await event.store.get("one")
-        assert submission.state is SubmissionState.SCORED
-        assert [state for state, _ in await event.store.history(submission.id)].count(SubmissionState.SCORED) == 1
-        attempts = await event.journal.attempts()
-        assert {attempt.step for attempt in attempts} == {Step.CLOSED}
-        assert [attempt.outcome for attempt in attempts if attempt.final] == [Outcome.OK]
-        assert fake(event).most_at_once <= 1
+        await run_to_the_one_end(event, "one")
         launches += len(fake(event).launches)
     assert launches == (2 if last in WHILE_IT_RUNS and not resumable else 1)
     assert room.outside == {}

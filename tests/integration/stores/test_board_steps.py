@@ -11,9 +11,20 @@ import pytest
 from rampd.board_config import GivenBoard, load_board
 from rampd.conclusion import STAGING_PREFIX
 from rampd.errors import StoreError
-from rampd.states import Outcome, Step, SubmissionState
+from rampd.states import Outcome, SubmissionState
 from support.board import EVENT, Board
-from support.event import Crash, EventRoom, attempt_once, fail_times, fake, find, good_run, hurry, run_out
+from support.event import (
+    Crash,
+    EventRoom,
+    attempt_once,
+    fail_times,
+    fake,
+    find,
+    good_run,
+    hurry,
+    run_out,
+    run_to_the_one_end,
+)
 from support.training_output import build_training_output
 
 if TYPE_CHECKING:
@@ -92,14 +103,7 @@ async def test_a_crash_after_any_step_leads_to_one_end(
             await attempt_once(event)
         launches = len(fake(event).launches)
     async with room.opened() as event:
-        await asyncio.wait_for(run_out(event), 10)
-        submission = await event.store.get(name)
-        assert submission.state is SubmissionState.SCORED
-        assert [state for state, _ in await event.store.history(submission.id)].count(SubmissionState.SCORED) == 1
-        attempts = await event.journal.attempts()
-        assert {attempt.step for attempt in attempts} == {Step.CLOSED}
-        assert [attempt.outcome for attempt in attempts if attempt.final] == [Outcome.OK]
-        assert fake(event).most_at_once <= 1
+        await run_to_the_one_end(event, name)
         launches += len(fake(event).launches)
     assert launches == (2 if last in WHILE_IT_RUNS and not resumable else 1)
     assert room.outside == {}
