@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -26,8 +27,15 @@ class Said:
         return json.loads(self.stdout)
 
 
-def rampctl(*words: str, config: Path | None = None, timeout_s: float = 60.0) -> Said:
+def rampctl(
+    *words: str,
+    config: Path | None = None,
+    timeout_s: float = 60.0,
+    environment: Mapping[str, str] | None = None,
+) -> Said:
     """Run a command to its end."""
     argv = [sys.executable, "-m", "rampd.cli.rampctl", *words, *(["--config", str(config)] if config else [])]
-    ended = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False)
+    ended = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False, env=environment
+    )
     return Said(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
