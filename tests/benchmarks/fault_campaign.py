@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,10 +55,16 @@ def _plans(store: str, kills: int, *, flood: int, patience_s: float) -> list[Pla
 
 
 def _run(store: str, seed: int, plan: Plan, directory: Path | None) -> dict[str, Any]:
+    """Run one campaign. One that breaks off is a finding like others: it must not take the others' figures along."""
     with tempfile.TemporaryDirectory(prefix="rampd-faults-", dir=directory) as folder:
         began = time.monotonic()
-        with campaign_on(store, Path(folder), seed, plan) as campaign:
-            line = report(campaign, campaign.run(), began=began)
+        try:
+            with campaign_on(store, Path(folder), seed, plan) as campaign:
+                line = report(campaign, campaign.run(), began=began)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is reported
+            traceback.print_exc()
+            problems = [f"the campaign broke off: {type(error).__name__}: {error}"]
+            line = json.dumps({"seed": seed, "problems": problems, "disturbed": {}, "killed_at": {}, "counts": {}})
     print(line, file=sys.stderr, flush=True)
     figures: dict[str, Any] = json.loads(line)
     return figures
