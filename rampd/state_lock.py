@@ -25,7 +25,7 @@ class StateLock:
     state_dir
         Must exist.
     patience_s
-        How long to try: `rampctl` may look at the lock for an instant.
+        How long to try while nobody but `rampctl` looks at the lock, which takes an instant.
     """
 
     def __init__(self, state_dir: Path, *, patience_s: float = 0.5) -> None:
@@ -63,7 +63,7 @@ class StateLock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                if not _is_only_looked_at(descriptor) or time.monotonic() > deadline:
                     holder = _holder(descriptor)
                     os.close(descriptor)
                     raise LockedError(self._state_dir, f"pid {holder}" if holder else "another rampd") from None
@@ -94,6 +94,16 @@ def is_held(state_dir: Path) -> int | None:
         return None
     finally:
         os.close(descriptor)
+
+
+def _is_only_looked_at(descriptor: int) -> bool:
+    """Say whether no daemon holds the lock: those who look share it, and a daemon shares it with nobody."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return True
 
 
 def _holder(descriptor: int) -> int:

@@ -83,6 +83,13 @@ def test_patience_outlasts_a_short_look(tmp_path: Path) -> None:
         looker.join()
 
 
+def test_a_daemon_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever holds an event holds it for long: the second daemon is told so at once, whatever its patience."""
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waits for a daemon"))
+    with other_daemon(tmp_path), pytest.raises(LockedError):
+        StateLock(tmp_path, patience_s=60).acquire()
+
+
 def test_impatience_does_not_wait(tmp_path: Path) -> None:
     """With no patience the answer comes at once."""
     with StateLock(tmp_path):
