@@ -23,6 +23,7 @@ from rampd.daemon import Limits, serve
 from rampd.errors import ConfigError, LockedError
 from rampd.event import load_settings
 from rampd.exit_statuses import EX_CONFIG, EX_FAILED, EX_TEMPFAIL
+from rampd.memory import keep_steady
 from rampd.operations.doctor import first_start
 from rampd.systemd import Notifier
 from rampd.workers.calls import THREAD_PREFIX
@@ -99,6 +100,7 @@ def main(
         sys.exit(_check(what))
     # Where systemd's watchdog ends a daemon (SIGABRT), its threads' stacks go to stderr.
     faulthandler.enable()
+    keep_steady()
     notifier = Notifier.from_environment(os.environ)
     run = secrets.token_hex(6)
     stream = logs.LogStream(logs.take_stdout())

@@ -28,7 +28,7 @@ log = structlog.get_logger("rampd.stores.arrivals")
 
 _BATCH = 200
 """So many folders are looked at and registered between two breaths of the loop."""
-_NAMES = 500
+_NAMES = 200
 """So many names are read, and looked up, at once."""
 _CHANGE_CHECKS = 200
 """So many ended submissions are looked at for changes in one rescan."""

@@ -6,6 +6,7 @@ Memory, open files, threads, tasks and the size of its state; all of it while th
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -29,21 +30,23 @@ from support.rampctl import rampctl
 if TYPE_CHECKING:
     Figures = dict[str, Any]
 
-_TASK_COUNTER = Path(__file__).parent / "counting_daemon.py"
+_COUNTING_DAEMON = Path(__file__).parent / "counting_daemon.py"
 _STATE_FILES = ("journal.sqlite3", "submissions.sqlite3")
 
 
-def _look(process: psutil.Process, event: Deployment, tasks_file: Path) -> Figures:
+def _look(process: psutil.Process, event: Deployment, counts_file: Path) -> Figures:
     """Return what an idle daemon holds."""
     time.sleep(1.0)  # batches of the log's confirmations are still being written
-    tasks_file.unlink(missing_ok=True)
+    rss_bytes = process.memory_info().rss  # before it is asked for more than a daemon does by itself
+    counts_file.unlink(missing_ok=True)
     process.send_signal(signal.SIGUSR1)
-    wait_until(tasks_file.exists, timeout_s=30, what="the count of tasks")
+    wait_until(counts_file.exists, timeout_s=30, what="the counts")
+    counts: dict[str, int] = json.loads(counts_file.read_bytes())
     return {
-        "rss_mb": round(process.memory_info().rss / 1e6, 1),
+        "rss_mb": round(rss_bytes / 1e6, 2),
         "fds": process.num_fds(),
         "threads": process.num_threads(),
-        "tasks": int(tasks_file.read_text(encoding="ascii")),
+        **counts,
         "state_mb": round(sum((event.state / name).stat().st_size for name in _STATE_FILES) / 1e6, 2),
     }
 
@@ -52,11 +55,11 @@ def endurance(root: Path, *, first: int, last: int) -> Figures:
     """Run `last` stub submissions through one daemon; compare it with what it was after `first` of them."""
     event = Deployment(root, dispatcher={"n_workers": 2})
     event.make_stub_environment()
-    tasks_file = root / "tasks"
-    environment = {**os.environ, "RAMPD_TASKS_FILE": str(tasks_file)}
+    counts_file = root / "counts"
+    environment = {**os.environ, "RAMPD_COUNTS_FILE": str(counts_file)}
     begun = time.monotonic()
     looks: dict[int, Figures] = {}
-    argv = [sys.executable, str(_TASK_COUNTER), "--config", str(event.config)]
+    argv = [sys.executable, str(_COUNTING_DAEMON), "--config", str(event.config)]
     with (root / "stream").open("wb") as stream, subprocess.Popen(argv, stdout=stream, env=environment) as daemon:
         try:
             process = psutil.Process(daemon.pid)
@@ -67,7 +70,7 @@ def endurance(root: Path, *, first: int, last: int) -> Figures:
                 done = min(start + first, last)
                 wait_until(lambda done=done: _ended(event) >= done, timeout_s=900, what=f"the end of {done}")  # type: ignore[misc]
                 if done in {first, last} or done % 5000 == 0:
-                    looks[done] = _look(process, event, tasks_file)
+                    looks[done] = _look(process, event, counts_file)
             daemon.send_signal(signal.SIGTERM)
             status = daemon.wait(60)
         finally:
@@ -115,6 +118,33 @@ def restart(root: Path, *, waiting: int, rounds: int) -> Figures:
         "of_which_inside_s": round(sorted(ready_s)[rounds // 2], 2),
         "rampctl_version_s": round(sorted(bare_s)[rounds // 2], 2),
     }
+
+
+def second_daemon(root: Path, *, rounds: int) -> Figures:
+    """Measure a second daemon on an event from its exec to its exit, each beside the start of an interpreter."""
+    event = Deployment(root)
+    event.make_stub_environment()
+    took_s, bare_s = [], []
+    with RampdProcess(event.config) as first:
+        first.wait_for("daemon.ready")
+        for _ in range(rounds):
+            bare_s.append(_took_s([sys.executable, "-m", "rampd", "--version"], status=0))
+            argv = [sys.executable, "-m", "rampd", "--config", str(event.config)]
+            took_s.append(_took_s(argv, status=75, says=f"pid {first.pid} serves this event"))
+    return {
+        "rounds": rounds,
+        "second_daemon_s": {"median": round(sorted(took_s)[rounds // 2], 2), "worst": round(max(took_s), 2)},
+        "rampd_version_s": round(sorted(bare_s)[rounds // 2], 2),
+    }
+
+
+def _took_s(argv: list[str], *, status: int, says: str = "") -> float:
+    """Return how long a command takes, which has to end with `status` and to say `says` on stderr."""
+    begun = time.monotonic()
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    took_s = time.monotonic() - begun
+    assert (done.returncode, says in done.stderr) == (status, True), done
+    return took_s
 
 
 def operators(root: Path, *, waiting: int, rounds: int) -> Figures:

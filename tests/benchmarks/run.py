@@ -52,6 +52,7 @@ LONG: dict[str, Measure] = {
     "polling": lambda root: polling(root, instances=200, interval_s=1.0, seconds=30, rival_polls=20),
     "polling-1000": lambda root: polling(root, instances=1000, interval_s=60.0, seconds=120, rival_polls=5),
     "restart": lambda root: endurance.restart(root, waiting=1000, rounds=9),
+    "second_daemon": lambda root: endurance.second_daemon(root, rounds=10),
     "operators": lambda root: endurance.operators(root, waiting=1000, rounds=10),
     "endurance": lambda root: endurance.endurance(root, first=500, last=20_000),
     "board_2": lambda root: measures_board.board(root, count=20, n_workers=2, rounds=3),
@@ -69,6 +70,7 @@ SHORT: dict[str, Measure] = {
     "dask_large": lambda root: measures_dask.large_results(root, count=4, megabytes=20),
     "polling": lambda root: polling(root, instances=40, interval_s=1.0, seconds=5, rival_polls=5),
     "restart": lambda root: endurance.restart(root, waiting=200, rounds=3),
+    "second_daemon": lambda root: endurance.second_daemon(root, rounds=3),
     "operators": lambda root: endurance.operators(root, waiting=100, rounds=2),
     "endurance": lambda root: endurance.endurance(root, first=200, last=1000),
 }
