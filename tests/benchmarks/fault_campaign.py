@@ -78,7 +78,7 @@ def summed(store: str, seed: int, figures: Sequence[dict[str, Any]], *, took_s: 
         counts.update(one["counts"])
         killed_at.update(one["killed_at"])
         disturbed.update(one["disturbed"])
-    named = {point: count for point, count in killed_at.items() if point != "random"}
+    named = {point: count for point, count in killed_at.items() if ":" in point}
     return {
         "measure": "faults",
         "store": store,
