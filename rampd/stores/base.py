@@ -100,7 +100,10 @@ class SubmissionStore(ABC):
 
     @abstractmethod
     async def release_unheld(self, held: Collection[int]) -> Sequence[Submission]:
-        """Put whatever is `sent_to_training` or `training` and not in `held` back to `new`, and return it."""
+        """Put what was claimed here, has not ended and is not in `held` back to `new`, and return it.
+
+        Called when every outcome that the journal knows is in the store: one that is `tested` still has lost its own.
+        """
 
     def is_lost(self, submission_id: int) -> bool:
         """Say whether it is known already that another daemon has claimed a submission of ours: its run is in vain."""

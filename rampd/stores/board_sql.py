@@ -226,9 +226,16 @@ class Statements(Queries):
 
     @property
     def release_unheld(self) -> str:
-        """Put back what nobody holds: at a start also what was this owner's, or what never had a lease."""
-        free = f"(l.expires_at IS NULL OR l.owner = :owner OR {EXPIRED})" if self.leased else LOCK_IS_HELD
-        return self._put_back(f"{free} AND s.id <> ALL(CAST(:held AS integer[]))")
+        """Put back what nobody holds: at a start also what was this owner's, or what never had a lease.
+
+        What was this owner's and is `tested` has no end in its journal (which was moved away, say), or has it by now.
+        """
+        free, tested = LOCK_IS_HELD, "false"
+        if self.leased:
+            free = f"(l.expires_at IS NULL OR l.owner = :owner OR {EXPIRED})"
+            tested = "l.owner = :owner"
+        which = f"{free} AND (s.state <> 'tested' OR {tested}) AND s.id <> ALL(CAST(:held AS integer[]))"
+        return self._put_back(which)
 
     @property
     def release_abandoned(self) -> str:
@@ -241,7 +248,7 @@ class Statements(Queries):
     def _put_back(self, which: str, *, keep_owner: bool = False) -> str:
         lease = "expires_at = NULL" if keep_owner else "expires_at = NULL, owner = NULL"
         states = "'sent_to_training', 'training'"
-        if keep_owner and self.leased:
+        if self.leased:
             states += ", 'tested'"  # without a lease it may be what another dispatcher left, years ago
         return f"""
         WITH mine AS (

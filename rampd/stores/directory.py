@@ -210,7 +210,7 @@ class DirectoryStore(SubmissionStore):
         rows = await self._database.fetch(
             """
             UPDATE submissions SET state = 'new', state_at = ?
-            WHERE state IN ('sent_to_training', 'training') AND id NOT IN (SELECT value FROM json_each(?))
+            WHERE state IN ('sent_to_training', 'training', 'tested') AND id NOT IN (SELECT value FROM json_each(?))
             RETURNING *
             """,
             (clock.wall(), json.dumps(list(held))),

@@ -144,12 +144,12 @@ class InMemoryStore(SubmissionStore):
 
     async def release_unheld(self, held: Collection[int]) -> Sequence[Submission]:
         """Put back what nobody holds."""
-        running = (SubmissionState.SENT_TO_TRAINING, SubmissionState.TRAINING)
+        claimed = (SubmissionState.SENT_TO_TRAINING, SubmissionState.TRAINING, SubmissionState.TESTED)
         self.changed.set()
         return [
             self._set(row, SubmissionState.NEW)
             for row in self._rows.values()
-            if row.submission.state in running and row.submission.id not in held
+            if row.submission.state in claimed and row.submission.id not in held
         ]
 
     async def set_training(self, submission_id: int) -> None:

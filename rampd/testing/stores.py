@@ -169,19 +169,19 @@ class StoreContract(ABC):
                 assert waiting[0].queued_at == first.queued_at
 
     async def test_release_unheld_puts_back_what_nobody_holds(self, tmp_path: Path) -> None:
-        """Claimed and running submissions that are not held wait again; all others stay as they are."""
+        """Claimed, running and tested submissions that are not held wait again; all others stay as they are."""
         async with self.open_store(tmp_path) as store:
             ids = {str(state): await self._at(store, str(state), state) for state in _WAY}
             held = await self._at(store, "held", SubmissionState.TRAINING)
             released = await store.release_unheld({held})
-            assert {one.name for one in released} == {"sent_to_training", "training"}
+            assert {one.name for one in released} == {"sent_to_training", "training", "tested"}
             assert {one.state for one in released} == {SubmissionState.NEW}
             states = {one.name: one.state for one in await store.list()}
             assert states.pop("held") is SubmissionState.TRAINING
             assert states == {
                 "sent_to_training": SubmissionState.NEW,
                 "training": SubmissionState.NEW,
-                "tested": SubmissionState.TESTED,
+                "tested": SubmissionState.NEW,
                 "scored": SubmissionState.SCORED,
             }
             assert await store.release_unheld([held]) == []
