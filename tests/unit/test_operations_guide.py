@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from faults.failing_daemon import POINTS
+from faults.failing_daemon import DIRECTORY_POINTS
 from rampd.database import _BUSY_TIMEOUT_MS
 from rampd.journal import ATTEMPTS_KEPT, REQUESTS_KEPT
 from rampd.logs.catalogue import CATALOGUE
@@ -36,7 +36,7 @@ def test_the_numbers_of_the_retention_are_the_codes() -> None:
 
 def test_the_number_of_kill_points_is_the_campaigns() -> None:
     """Before and after each."""
-    assert f"at {2 * len(POINTS)} named ones" in GUIDE
+    assert f"at {2 * len(DIRECTORY_POINTS)} named ones" in GUIDE
 
 
 def test_every_record_that_is_named_exists() -> None:
