@@ -57,7 +57,8 @@ LONG: dict[str, Measure] = {
     "endurance": lambda root: endurance.endurance(root, first=500, last=20_000),
     "board_2": lambda root: measures_board.board(root, count=20, n_workers=2, rounds=3),
     "board_8": lambda root: measures_board.board(root, count=20, n_workers=8, rounds=3),
-    "board_scored": lambda root: measures_board.board(root, count=20, n_workers=2, scored=100, rounds=3),
+    "board_2_scored": lambda root: measures_board.board(root, count=20, n_workers=2, scored=100, rounds=3),
+    "board_8_scored": lambda root: measures_board.board(root, count=20, n_workers=8, scored=100, rounds=3),
 }
 SHORT: dict[str, Measure] = {
     "stubs": lambda root: measures.stubs(root, count=60, rounds=2),
