@@ -183,8 +183,7 @@ async def test_a_look_that_fails_holds_the_event(
         await until(lambda: worker.launches)
         room.runs[""] = FakeRun(raises={"check": [error] * 3})
         room.submit("one")
-        await until(lambda: dispatcher.finished == 1)
-        assert dispatcher.running == 1
+        await until(lambda: (dispatcher.finished, dispatcher.running) == (1, 1), what="one end")
         room.finish()
     (held,) = find(log_records, "event.held")
     assert held["missing"] == f"the worker cannot look whether submissions can run: {told}"
