@@ -230,12 +230,10 @@ class Statements(Queries):
 
         What was this owner's and is `tested` has no end in its journal (which was moved away, say), or has it by now.
         """
-        free, tested = LOCK_IS_HELD, "false"
+        free = LOCK_IS_HELD
         if self.leased:
-            free = f"(l.expires_at IS NULL OR l.owner = :owner OR {EXPIRED})"
-            tested = "l.owner = :owner"
-        which = f"{free} AND (s.state <> 'tested' OR {tested}) AND s.id <> ALL(CAST(:held AS integer[]))"
-        return self._put_back(which)
+            free = f"(l.owner = :owner OR (s.state <> 'tested' AND (l.expires_at IS NULL OR {EXPIRED})))"
+        return self._put_back(f"{free} AND s.id <> ALL(CAST(:held AS integer[]))")
 
     @property
     def release_abandoned(self) -> str:

@@ -41,6 +41,13 @@ def _still_there(life: Incarnation, what: str) -> list[str]:
     return [] if life.process.poll() is None else [f"the daemon did not outlive {what}"]
 
 
+def _keep_busy(campaign: Campaign, life: Incarnation) -> None:
+    """Have every slot taken, and some wait."""
+    for _ in range(campaign.plan.n_workers + 2):
+        campaign.submit()
+    life.wait_for("submission.started", timeout_s=10)
+
+
 def _database_restarts(campaign: Campaign, life: Incarnation) -> list[str]:
     """Restart PostgreSQL again and again, orderly or as in a power cut, while submissions run."""
     for _ in range(3):
@@ -54,9 +61,7 @@ def _database_restarts(campaign: Campaign, life: Incarnation) -> list[str]:
 
 def _database_stops(campaign: Campaign, life: Incarnation) -> list[str]:
     """Stop PostgreSQL for longer than anything that runs meanwhile takes."""
-    for _ in range(campaign.plan.n_workers + 2):
-        campaign.submit()
-    life.wait_for("submission.started", timeout_s=10)
+    _keep_busy(campaign, life)
     with _away(_board(campaign).server, signal.SIGINT):
         life.wait(campaign.plan.patience_s)
     return _still_there(life, "an outage of its database")
@@ -64,9 +69,7 @@ def _database_stops(campaign: Campaign, life: Incarnation) -> list[str]:
 
 def _database_stops_and_the_daemon_dies(campaign: Campaign, life: Incarnation) -> list[str]:
     """Kill it while what came to an end waits in its journal; one that starts meanwhile says why it cannot."""
-    for _ in range(campaign.plan.n_workers + 2):
-        campaign.submit()
-    life.wait_for("submission.started", timeout_s=10)
+    _keep_busy(campaign, life)
     with _away(_board(campaign).server, signal.SIGQUIT):
         life.wait(campaign.choices.uniform(0.2, 1.0))
         life.signal(signal.SIGKILL)
@@ -81,9 +84,7 @@ def _database_stops_and_the_daemon_dies(campaign: Campaign, life: Incarnation) -
 
 def _database_hangs(campaign: Campaign, life: Incarnation) -> list[str]:
     """Let PostgreSQL accept connections and answer nothing, as with a disk that hangs."""
-    for _ in range(campaign.plan.n_workers + 2):
-        campaign.submit()
-    life.wait_for("submission.started", timeout_s=10)
+    _keep_busy(campaign, life)
     server = _board(campaign).server
     server.freeze(frozen=True)
     try:
