@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from support.board import Board
 
 _PATIENCE_S = 60.0
+_PRESSES_AGAIN_S = 5.0
 _CONDA = """#!/bin/sh
 echo '{"envs": ["ROOT", "ROOT/envs/ramp-iris"]}'
 """
@@ -97,18 +99,26 @@ class RampLaunch:
 
     def stop(self, number: signal.Signals) -> None:
         """End it, and then what it had running, as `systemctl stop` does: all that is in the unit's control group."""
-        if self.process.poll() is None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while self.process.poll() is None:
+            # A KeyboardInterrupt that falls into a weak reference's callback or a __del__, as SQLAlchemy's pool has
+            # them, is printed and gone: whoever sits at the terminal presses Ctrl-C again.
+            assert time.monotonic() < deadline, f"lives on after {number.name}: {self._said()}"
             self.process.send_signal(number)
-            self.process.wait(_PATIENCE_S)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(_PRESSES_AGAIN_S)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         wait_until(lambda: not processes_marked(str(self._board.root)), timeout_s=_PATIENCE_S, what="the end of all")
+
+    def _said(self) -> str:
+        return self._log.read_text(errors="replace")[-3000:]
 
     def wait_for(self, states: Mapping[int, str]) -> None:
         """Wait until these submissions are in these states."""
 
         def are_there() -> bool:
-            assert self.process.poll() is None, self._log.read_text(errors="replace")[-3000:]
+            assert self.process.poll() is None, self._said()
             found = self._board.states()
             return all(found[number] == state for number, state in states.items())
 
