@@ -6,6 +6,7 @@ The format: numpy/lib/format.py, "NPY format".
 from __future__ import annotations
 
 import ast
+import functools
 import math
 import os
 import re
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 10_000
 """As numpy.load's `max_header_size`."""
+_MOST_HEADERS = 256
+"""Characters of what numpy writes for plain arrays; what is longer is not remembered, for it may be anything."""
 _MAX_MEMBERS = 1000
 _MAX_DIRECTORY_BYTES = 1 << 20
 _END = struct.Struct("<4s4H2LH")
@@ -98,10 +101,8 @@ def _read_header(file: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
     if length > _MAX_HEADER:
         raise BadResultsError(f"{name} has an array with an oversized header.")
     text = file.read(length).decode("utf-8" if start[6] == 3 else "latin1")  # noqa: PLR2004 -- version 3 is UTF-8
-    if not _LITERAL.fullmatch(text):
-        raise BadResultsError(f"{name} has an array with a broken header.")
     try:
-        header = ast.literal_eval(text.strip())
+        header = _parsed_before(text) if len(text) <= _MOST_HEADERS else _parsed(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise BadResultsError(f"{name} has an array with a broken header.") from error
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
@@ -110,6 +111,16 @@ def _read_header(file: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
     if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape):
         raise BadResultsError(f"{name} has an array with a broken shape.")
     return header, 8 + struct.calcsize(width) + length
+
+
+def _parsed(text: str) -> Any:
+    if not _LITERAL.fullmatch(text):
+        raise ValueError
+    return ast.literal_eval(text.strip())
+
+
+_parsed_before = functools.lru_cache(maxsize=64)(_parsed)
+"""An event's predictions have the same few headers, of which none is ever changed."""
 
 
 def _itemsize(descr: object, name: str, depth: int = 0) -> int:
