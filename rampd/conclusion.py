@@ -83,7 +83,7 @@ async def conclude(
     if is_superseded:
         # The daemon whose outcome counts writes the canonical line; none is missing here.
         await persist(partial(event.journal.mark_announced, [attempt.id]), "an attempt's end")
-    await persist(partial(event.journal.close, attempt.id), "an attempt's end")
+    await persist(partial(event.journal.close, attempt), "an attempt's end")
     if is_superseded:
         return
     if attempt.final:

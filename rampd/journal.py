@@ -177,16 +177,22 @@ class Journal:
         )
         return attempt_of(rows[0]) if rows else await self._get(attempt_id)
 
-    async def close(self, attempt_id: str) -> None:
+    async def close(self, attempt: Attempt) -> None:
         """Say that the outcome is true everywhere and nothing of the attempt is left.
 
         What is in the store by now (scores, the participant's message) goes: the journal stays small. So do attempts
         that say nothing about a submission's failures, but for its newest.
+
+        Parameters
+        ----------
+        attempt
+            As `decide` returned it; one from before that is looked up.
         """
-        attempt = await self._get(attempt_id)
+        if attempt.verdict is None:
+            attempt = await self._get(attempt.id)
         kept = replace(attempt.verdict, scores=None, error_msg="", output_inode=None) if attempt.verdict else None
         values = {"verdict": json.dumps(asdict(kept)) if kept else None}
-        await self._advance("step = 'closed', verdict = :verdict", attempt_id, values, "decided", "closed")
+        await self._advance("step = 'closed', verdict = :verdict", attempt.id, values, "decided", "closed")
         if attempt.number > ATTEMPTS_KEPT:
             await self._database.run(
                 """

@@ -31,7 +31,7 @@ async def at_step(journal: Journal, step: Step) -> Attempt:
         Step.SET_UP: lambda: journal.record_allocation(attempt.id, "1"),
         Step.LAUNCHED: lambda: journal.record_launch(attempt.id, "2"),
         Step.DECIDED: lambda: journal.decide(attempt.id, OK, final=True, finished={}),
-        Step.CLOSED: lambda: journal.close(attempt.id),
+        Step.CLOSED: lambda: journal.close(attempt),
     }
     for following in list(Step)[1 : list(Step).index(step) + 1]:
         await ways[following]()

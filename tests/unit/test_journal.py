@@ -21,6 +21,7 @@ from support.attempts import OK, ONE, TWO, at_step, end
 if TYPE_CHECKING:
     from pathlib import Path
 
+UNKNOWN = Attempt("nobody", "one", 1, 1, "conda", Step.OPENED, 0.0)
 CANCEL, RETRY = RequestKind.CANCEL, RequestKind.RETRY
 
 
@@ -103,7 +104,7 @@ FROM_AND_TO = {
 async def test_steps_are_taken_in_their_order(journal: Journal, step: Step, method: str) -> None:
     """Each follows the one before it or repeats itself; anything else is refused and changes nothing."""
     before = await at_step(journal, step)
-    call = partial(getattr(journal, method), before.id, *([] if method == "close" else ["x"]))
+    call = partial(getattr(journal, method), *([before] if method == "close" else [before.id, "x"]))
     if step in FROM_AND_TO[method]:
         await call()
         assert (await journal.attempts())[0].step is FROM_AND_TO[method][1]
@@ -167,7 +168,18 @@ async def test_a_nan_comes_back(journal: Journal) -> None:
 async def test_an_unknown_attempt_is_a_store_error(journal: Journal, method: str) -> None:
     """The sentence names it."""
     with pytest.raises(StoreError, match="the journal has no attempt nobody"):
-        await getattr(journal, method)("nobody", *([] if method == "close" else ["x"]))
+        await getattr(journal, method)(*([UNKNOWN] if method == "close" else [UNKNOWN.id, "x"]))
+
+
+async def test_an_attempt_that_was_decided_meanwhile_keeps_its_outcome(journal: Journal) -> None:
+    """Whoever closes it may hold it as it was before."""
+    opened = await journal.open_attempt(ONE, "conda")
+    await journal.decide(opened.id, OK, final=True, finished={})
+    await journal.close(opened)
+    (found,) = await journal.attempts()
+    assert found.step is Step.CLOSED
+    assert found.verdict is not None
+    assert found.verdict.outcome is OK.outcome
 
 
 async def test_deciding_an_unknown_attempt_is_a_store_error(journal: Journal) -> None:
@@ -194,7 +206,7 @@ async def test_a_final_line_is_due_until_it_is_announced(journal: Journal) -> No
     """Only final attempts have one, and those that were announced are left out, closed or not."""
     first, second = [await end(journal, Outcome.OK, submission, final=True) for submission in (ONE, TWO)]
     await end(journal, Outcome.LOST_HOST, TWO)
-    await journal.close(second.id)
+    await journal.close(second)
     assert [attempt.id for attempt in await journal.unannounced()] == [first.id, second.id]
     await journal.mark_announced([first.id, "nobody"])
     assert [attempt.id for attempt in await journal.unannounced()] == [second.id]

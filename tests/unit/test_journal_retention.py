@@ -25,8 +25,8 @@ async def test_what_the_store_has_goes_when_an_attempt_is_closed(journal: Journa
     await journal.decide(attempt.id, verdict, final=True, finished={"a": 1})
     (decided,) = await journal.attempts()
     assert decided.verdict == verdict
-    await journal.close(attempt.id)
-    await journal.close(attempt.id)
+    await journal.close(attempt)
+    await journal.close(attempt)
     (closed,) = await journal.attempts()
     assert closed.verdict == Verdict(Outcome.OK, 0, reason="why", exit=Exit(0, log_bytes=9))
     assert (closed.outcome, closed.final, closed.finished) == (Outcome.OK, True, {"a": 1})
@@ -55,9 +55,9 @@ async def test_attempts_that_say_nothing_of_failures_go_but_for_the_newest(
     ]
     for outcome in outcomes:
         attempt = await end(journal, outcome, final=outcome is Outcome.OK)
-        await journal.close(attempt.id)
+        await journal.close(attempt)
     other = await end(journal, Outcome.NO_CAPACITY, TWO)
-    await journal.close(other.id)
+    await journal.close(other)
     assert [attempt.number for attempt in await journal.attempts(1)] == [1, 2, 7, 8, 9]
     assert (await journal.open_attempt(ONE, "conda")).number == 10
     assert len(await journal.attempts(2)) == 1
