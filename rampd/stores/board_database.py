@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -70,6 +70,13 @@ class RefusedError(StoreError):
         self.sqlstate = sqlstate
 
 
+class _Connection(NamedTuple):
+    """One of the pool's, and psycopg's own behind it."""
+
+    pooled: AsyncConnection
+    driver: psycopg.AsyncConnection[Any]
+
+
 class BoardDatabase:
     """The connections to one database.
 
@@ -83,6 +90,8 @@ class BoardDatabase:
         self._section = section
         self._engine: AsyncEngine | None = None
         self._compiled: dict[str, bytes] = {}
+        self._at_hand: list[_Connection] = []
+        """Connected and idle, the last used last: a turn of the pool's costs half of what a statement does."""
         self._turns = asyncio.Semaphore(_CONNECTIONS)
 
     def __repr__(self) -> str:
@@ -122,6 +131,11 @@ class BoardDatabase:
             hide_parameters=True,
         )
         stack.push_async_callback(self._engine.dispose)
+        stack.push_async_callback(self._let_go)
+
+    async def _let_go(self) -> None:
+        while self._at_hand:
+            await self._at_hand.pop().pooled.close()
 
     async def fetch(self, statement: str, /, **parameters: Any) -> Sequence[Row]:
         """Run one statement as one transaction, and return its rows; none where it returns nothing.
@@ -138,7 +152,7 @@ class BoardDatabase:
         if (compiled := self._compiled.get(statement)) is None:
             compiled = self._compiled[statement] = str(text(statement).compile(dialect=self._engine.dialect)).encode()
         try:
-            async with asyncio.timeout(STATEMENT_S), self._turn(), self._engine.connect() as connection:
+            async with asyncio.timeout(STATEMENT_S), self._turn(), self._connection() as connection:
                 return await self._execute(connection, compiled, parameters)
         except (SQLAlchemyError, psycopg.Error, OSError, TimeoutError) as error:
             raise self._translated(error) from error
@@ -146,29 +160,38 @@ class BoardDatabase:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         """Wait until one of the connections that do the work is free, but not for long."""
-        is_ours = False
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PATIENCE_S):
-                is_ours = await self._turns.acquire()
+        is_ours = not self._turns.locked() and await self._turns.acquire()
+        if not is_ours:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE_S):
+                    is_ours = await self._turns.acquire()
         try:
             yield
         finally:
             if is_ours:
                 self._turns.release()
 
-    async def _execute(self, connection: AsyncConnection, compiled: bytes, parameters: Row) -> Sequence[Row]:
-        driver = (await connection.get_raw_connection()).driver_connection
-        if driver is None:
-            raise psycopg.OperationalError("the connection was closed")
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[_Connection]:
+        """Give a connection; one that comes back broken, or still at its statement, is not used again."""
+        assert self._engine is not None  # noqa: S101 -- the caller looked
+        connection = self._at_hand.pop() if self._at_hand else await _connect(self._engine)
         try:
-            async with driver.cursor(row_factory=dict_row) as cursor:
-                await cursor.execute(compiled, parameters)
-                rows: Sequence[Row] = await cursor.fetchall() if cursor.description else ()
-                return rows
-        except BaseException:
-            if driver.info.transaction_status is not TransactionStatus.IDLE:  # broken, or still at this statement
-                await connection.invalidate()
-            raise
+            yield connection
+        finally:
+            is_sound = connection.driver.info.transaction_status is TransactionStatus.IDLE
+            if is_sound and len(self._at_hand) < _CONNECTIONS:
+                self._at_hand.append(connection)
+            else:
+                if not is_sound:
+                    await connection.pooled.invalidate()
+                await connection.pooled.close()
+
+    async def _execute(self, connection: _Connection, compiled: bytes, parameters: Row) -> Sequence[Row]:
+        async with connection.driver.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(compiled, parameters)
+            rows: Sequence[Row] = await cursor.fetchall() if cursor.description else ()
+            return rows
 
     def _translated(self, error: Exception) -> StoreError:
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -237,6 +260,13 @@ class Session:
         async for _ in self._connection.notifies(timeout=timeout_s, stop_after=1):
             return True
         return False
+
+
+async def _connect(engine: AsyncEngine) -> _Connection:
+    pooled = await engine.connect()
+    driver = (await pooled.get_raw_connection()).driver_connection
+    assert driver is not None  # noqa: S101 -- it was made just now
+    return _Connection(pooled, driver)
 
 
 def _revealed(section: SqlalchemySection) -> str | None:
