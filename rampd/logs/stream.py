@@ -1,7 +1,8 @@
-"""Writing lines in a thread of its own, so that a reader who stalls or goes costs lines, never submissions.
+"""Writing lines so that a reader who stalls or goes costs lines, never submissions.
 
-The caller's thread numbers a record and puts it into a bounded buffer; the writer's thread blocks in write(2). When
-the buffer is full the records of the lowest rank go first; each keeps its number, and a `log.dropped` record says
+The caller's thread numbers a record and writes it where that takes no waiting: to wake another thread costs more. Else
+the record goes into a bounded buffer, and the writer's thread blocks in write(2) until the buffer is empty. When it
+is full the records of the lowest rank go first; each keeps its number, and a `log.dropped` record says
 which are missing.
 """
 
@@ -16,6 +17,8 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from rampd.logs.prompt_writer import PromptWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +56,7 @@ class LogStream:
 
     def __init__(self, fd: int | None, *, buffer_bytes: int = BUFFER_BYTES) -> None:
         self._fd = fd
+        self._prompt = PromptWriter(fd)
         self._buffer_bytes = buffer_bytes
         # Told apart by rank, so that the lowest can go first; each in the order of its numbers.
         self._queues: dict[int, deque[_Line]] = {}
@@ -88,18 +92,32 @@ class LogStream:
         rank
             The higher, the later it is dropped.
         on_written
-            Called in the writer's thread once the whole line was written; never if it was dropped.
+            Called, in this thread or the writer's, once the whole line was written; never if it was dropped.
         """
         with self._changed:
             self._seq += 1
             line = _Line(self._seq, rank, render(self._seq), on_written)
-            if not self._make_room(line):
-                self._lose(line.seq)
+            if not self._write_at_once(line.data):
+                self._keep(line)
                 return
-            self._queues.setdefault(rank, deque()).append(line)
-            self._size += len(line.data)
-            if not self._busy:
-                self._changed.notify()
+            self.written += 1
+        _tell(line)
+
+    def _write_at_once(self, data: bytes) -> bool:
+        if self._busy or self._size or self._gap is not None or self._torn or self._closing:
+            return False
+        written = self._prompt.write(data)
+        self._torn = 0 < written < len(data)
+        return written == len(data)
+
+    def _keep(self, line: _Line) -> None:
+        if not self._make_room(line):
+            self._lose(line.seq)
+            return
+        self._queues.setdefault(line.rank, deque()).append(line)
+        self._size += len(line.data)
+        if not self._busy:
+            self._changed.notify()
 
     def _make_room(self, line: _Line) -> bool:
         limit = self._buffer_bytes + (_RESERVE_BYTES if line.rank >= ESSENTIAL else 0)
@@ -152,10 +170,7 @@ class LogStream:
             if self._write(line.data):
                 self.written += 1
                 lost_gap = None
-                if line.on_written is not None:
-                    # Whoever wants to know may be gone; the stream goes on.
-                    with suppress(Exception):
-                        line.on_written()
+                _tell(line)
                 continue
             with self._changed:
                 self._lose(line.seq, line.gap)
@@ -196,6 +211,15 @@ class LogStream:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            self._prompt.close()
+
+
+def _tell(line: _Line) -> None:
+    if line.on_written is not None:
+        # Whoever wants to know may be gone; the stream goes on.
+        with suppress(Exception):
+            line.on_written()
 
 
 def take_stdout() -> int | None:
