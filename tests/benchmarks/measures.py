@@ -56,17 +56,29 @@ def names_of(count: int, prefix: str = "s") -> list[str]:
     return [f"{prefix}{number:05d}" for number in range(count)]
 
 
-def _xargs(command: list[str], names: list[str]) -> float:
-    """Return how long `xargs -P2` takes for the same submissions, in seconds."""
+def _xargs(command: list[str], names: list[str], *, at_a_time: int = 2) -> float:
+    """Return how long `xargs -P` takes for the same submissions, in seconds."""
     begun = time.perf_counter()
     subprocess.run(
-        ["xargs", "-P2", "-I{}", *command],
+        ["xargs", f"-P{at_a_time}", "-I{}", *command],
         input="\n".join(names).encode(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         check=True,
     )
     return time.perf_counter() - begun
+
+
+def stub_ms(event: Deployment, names: list[str], *, at_a_time: int) -> float:
+    """Return how long an event's stub alone takes for each of `names`, under `xargs -P`, in milliseconds."""
+    folder = event.root / "rival"
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    command = [str(event.environment / "bin/ramp-test"), "--submission", "{}", "--ramp-submission-dir", str(folder)]
+    os.sync()
+    took_s = _xargs(command, names, at_a_time=at_a_time)
+    os.sync()
+    return took_s / len(names) * 1e3
 
 
 def serve_all(event: Deployment, names: list[str], lags: list[Figures], timeout_s: float) -> float:
@@ -103,14 +115,9 @@ def stubs(root: Path, *, count: int, rounds: int) -> Figures:
     for number in range(rounds):
         event = Deployment(root / f"round{number}")
         event.make_stub_environment()
-        folder = event.root / "rival"
         for name in names:
-            (folder / name).mkdir(parents=True)
             event.submit(name)
-        command = [str(event.environment / "bin/ramp-test"), "--submission", "{}", "--ramp-submission-dir", str(folder)]
-        os.sync()
-        rival_ms.append(_xargs(command, names) / count * 1e3)
-        os.sync()
+        rival_ms.append(stub_ms(event, names, at_a_time=2))
         # Nothing is removed between rounds: ext4 goes through all recently freed inodes to make a new one.
         ours_ms.append(serve_all(event, names, lags, 60 + count) / count * 1e3)
     above = [ours - rival for ours, rival in zip(ours_ms, rival_ms, strict=True)]

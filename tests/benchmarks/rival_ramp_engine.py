@@ -2,9 +2,9 @@
 
 The three packages, which do not declare each other, live with libraries of their time in a virtual environment of
 their own: the folder $RAMPD_BENCH_RAMP_ENGINE, else .venv-ramp-engine in the repository, made when it is first needed.
-Where there is a choice the rival is spared: `conda info` answers at once (the real one takes 0.5-1.1 s a submission),
-the kit imports nothing, there is one team only, its imports are done before the clock runs, and the leaderboards after
-the last submission's end do not count.
+Where there is a choice the rival is spared: `conda info` answers at once unless it is told to take its time (the real
+one takes 0.5-1.1 s a submission), the kit imports nothing, there is one team only, its imports are done before the
+clock runs, and the leaderboards after the last submission's end do not count.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ _REQUIREMENTS = (
 _BUILD_TIMEOUT_S = 600
 _POSTGRESQL_TIMEOUT_S = 60
 _CONDA = """#!/bin/sh
+WAIT
 echo '{"envs": ["PREFIX"]}'
 """
 
@@ -56,7 +57,15 @@ def available() -> str | None:
     return _build_environment()
 
 
-def measure(root: Path, *, n_submissions: int, n_workers: int, ramp_test: Path, n_scored: int = 0) -> dict[str, float]:
+def measure(
+    root: Path,
+    *,
+    n_submissions: int,
+    n_workers: int,
+    ramp_test: Path,
+    n_scored: int = 0,
+    conda_info_s: float = 0.0,
+) -> dict[str, float]:
     """Measure the dispatcher on submissions that all wait when it is launched.
 
     Parameters
@@ -71,6 +80,8 @@ def measure(root: Path, *, n_submissions: int, n_workers: int, ramp_test: Path, 
         What runs as the environment's ramp-test; it must save two folds with the scores acc and nll.
     n_scored
         How many further submissions of the event are scored before.
+    conda_info_s
+        How long its `conda info` sleeps before it answers.
 
     Returns
     -------
@@ -90,7 +101,9 @@ def measure(root: Path, *, n_submissions: int, n_workers: int, ramp_test: Path, 
         folder.mkdir(parents=True)
     ramp_test_link.symlink_to(ramp_test.resolve())
     conda = tools / "conda"
-    conda.write_text(_CONDA.replace("PREFIX", str(root / "environment")), encoding="utf-8")
+    wait = f"sleep {conda_info_s:g}" if conda_info_s else ":"
+    script = _CONDA.replace("WAIT", wait).replace("PREFIX", str(root / "environment"))
+    conda.write_text(script, encoding="utf-8")
     conda.chmod(0o755)
     with _postgresql(logs / "postgresql.log") as (socket_dir, database_user):
         command = [
@@ -98,7 +111,7 @@ def measure(root: Path, *, n_submissions: int, n_workers: int, ramp_test: Path, 
             *("--database-user", database_user, "--submissions", str(n_submissions), "--workers", str(n_workers)),
             *("--scored", str(n_scored)),
         ]
-        found = _run_driver(command, logs, tools, timeout_s=60 + 10 * n_submissions + 2 * n_scored)
+        found = _run_driver(command, logs, tools, timeout_s=60 + (10 + conda_info_s) * n_submissions + 2 * n_scored)
     if found["states"] != {"scored": n_submissions}:
         raise RuntimeError(f"ramp-engine left the submissions as {found['states']}; see {logs}")
     seconds = found["ended"] - found["begun"]
@@ -283,6 +296,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure ramp-engine's dispatcher on stub submissions.")
     parser.add_argument("--submissions", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--conda-info", type=float, default=0.0, metavar="SECONDS", help="how long `conda info` takes")
     arguments = parser.parse_args()
     if (reason := available()) is not None:
         sys.stderr.write(f"{reason}\n")
@@ -298,6 +312,7 @@ def main() -> int:
             n_submissions=arguments.submissions,
             n_workers=arguments.workers,
             ramp_test=event.environment / "bin" / "ramp-test",
+            conda_info_s=arguments.conda_info,
         )
     sys.stdout.write(f"{json.dumps(figures)}\n")
     return 0

@@ -55,8 +55,8 @@ LONG: dict[str, Measure] = {
     "second_daemon": lambda root: endurance.second_daemon(root, rounds=10),
     "operators": lambda root: endurance.operators(root, waiting=1000, rounds=10),
     "endurance": lambda root: endurance.endurance(root, first=500, last=20_000),
-    "board_2": lambda root: measures_board.board(root, count=20, n_workers=2, rounds=3),
-    "board_8": lambda root: measures_board.board(root, count=20, n_workers=8, rounds=3),
+    "board_2": lambda root: measures_board.board(root, count=20, n_workers=2, rounds=3, with_conda=True),
+    "board_8": lambda root: measures_board.board(root, count=20, n_workers=8, rounds=3, with_conda=True),
     "board_2_scored": lambda root: measures_board.board(root, count=20, n_workers=2, scored=100, rounds=3),
     "board_8_scored": lambda root: measures_board.board(root, count=20, n_workers=8, scored=100, rounds=3),
 }
