@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from rampd.errors import StoreError
+from rampd.errors import StoreError, TransitionRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -67,5 +67,6 @@ class Claims:
 
     async def _release(self, event: Event) -> None:
         for submission_id in list(self._unreleased):
-            await event.store.release(submission_id)
+            with suppress(TransitionRefusedError):  # somebody else has ended it: there is nothing to put back
+                await event.store.release(submission_id)
             self._unreleased.discard(submission_id)

@@ -7,10 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from rampd import clock
-from rampd.errors import ResultsError, StoreError, SupersededError, WorkerError
+from rampd.errors import ResultsError, StoreError, SupersededError, TransitionRefusedError, WorkerError
 from rampd.files import remove_tree, swap_into_place
 from rampd.judging import CANCELLED_MESSAGE
 from rampd.models import Verdict
@@ -50,7 +50,9 @@ async def conclude(
 ) -> None:
     """Make a decided attempt's outcome true, and close it. Repeatable at any point.
 
-    Writes that fail are tried again until they succeed: the outcome is journaled, so nothing is lost meanwhile.
+    Writes that fail are tried again until they succeed: the outcome is journaled, so nothing is lost meanwhile. What
+    the store refuses, since another daemon or a person has moved the submission, is dropped instead: the store's word
+    stands, the outcome is the journal's and the log's alone, and no slot waits for what will never come true.
 
     Parameters
     ----------
@@ -66,25 +68,33 @@ async def conclude(
     verdict = attempt.verdict
     if verdict is None:
         raise ValueError(f"attempt {attempt.id} is not decided")
-    is_superseded = False
-    if attempt.final:
-        try:
+    is_dropped = False
+    try:
+        if attempt.final:
             await _write_final(event, submission, attempt, verdict)
-        except SupersededError as error:
-            is_superseded = True
-            log.warning("submission.superseded", reason=str(error), outcome=verdict.outcome)
-            await persist(partial(asyncio.to_thread, _remove, [staging_dir(event, attempt.id)]), "predictions")
-    else:
+        else:
+            await _put_back(event, submission, attempt, delay_s)
+    except SupersededError as error:
+        is_dropped = True
+        log.warning("submission.superseded", reason=str(error), outcome=verdict.outcome)
+    except TransitionRefusedError as error:
+        is_dropped = True
+        log.error(  # noqa: TRY400 -- the sentence says it all
+            "submission.overruled",
+            error=str(error),
+            outcome=verdict.outcome,
+            found=error.before,
+            exit_status=verdict.exit_status,
+            scores=None if verdict.scores is None else _plain(verdict.scores),
+        )
+    if is_dropped:
         await persist(partial(asyncio.to_thread, _remove, [staging_dir(event, attempt.id)]), "predictions")
-        if delay_s > 0:
-            await persist(partial(event.journal.set_backoff, submission.id, clock.wall() + delay_s), "a backoff")
-        await persist(partial(event.store.release, submission.id), "a submission put back")
     await _tear_down(event, attempt, allocation)
-    if is_superseded:
-        # The daemon whose outcome counts writes the canonical line; none is missing here.
+    if is_dropped:
+        # Whoever's word counts writes the canonical line; none is missing here.
         await persist(partial(event.journal.mark_announced, [attempt.id]), "an attempt's end")
     await persist(partial(event.journal.close, attempt), "an attempt's end")
-    if is_superseded:
+    if is_dropped:
         return
     if attempt.final:
         log.info("submission.finished", **attempt.finished, on_written=announcements.expected(attempt.id))
@@ -98,6 +108,13 @@ async def conclude(
         exit_status=verdict.exit_status,
         attempts=attempt.number,
     )
+
+
+async def _put_back(event: Event, submission: Submission, attempt: Attempt, delay_s: float) -> None:
+    await persist(partial(asyncio.to_thread, _remove, [staging_dir(event, attempt.id)]), "predictions")
+    if delay_s > 0:
+        await persist(partial(event.journal.set_backoff, submission.id, clock.wall() + delay_s), "a backoff")
+    await persist(partial(event.store.release, submission.id), "a submission put back")
 
 
 async def _write_final(event: Event, submission: Submission, attempt: Attempt, verdict: Verdict) -> None:
@@ -180,23 +197,35 @@ async def persist(write: Callable[[], Awaitable[T]], what: str) -> T:
 
     Raises
     ------
+    TransitionRefusedError
+        The store works, and will never do it.
     asyncio.CancelledError
         The daemon exits at once; what was not written is in the journal, or was not promised to anybody.
     """
     try:
         return await write()
     except (StoreError, ResultsError) as error:
+        if not _may_work_later(error):
+            raise
         log.error("store.unavailable", error=f"{what} could not be written: {error}")  # noqa: TRY400 -- the sentence says it all
     since = clock.boottime()
-    async for again in AsyncRetrying(
-        retry=retry_if_exception_type((StoreError, ResultsError)),
-        wait=wait_random_exponential(multiplier=0.2, max=10),
-        reraise=True,
-    ):
-        with again:
-            result = await write()
+    try:
+        async for again in AsyncRetrying(
+            retry=retry_if_exception(_may_work_later),
+            wait=wait_random_exponential(multiplier=0.2, max=10),
+            reraise=True,
+        ):
+            with again:
+                result = await write()
+    except TransitionRefusedError:
+        log.info("store.recovered", down_s=clock.boottime() - since)  # it answers again, though it says no
+        raise
     log.info("store.recovered", down_s=clock.boottime() - since)
     return result
+
+
+def _may_work_later(error: BaseException) -> bool:
+    return isinstance(error, (StoreError, ResultsError)) and not isinstance(error, TransitionRefusedError)
 
 
 async def decide_unrun(event: Event, submission: Submission, verdict: Verdict, *, announcements: Announcements) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from rampd.states import SubmissionState
+
 
 HOW_TO_RESTORE: Final = (
     "Submissions and predictions are untouched. Restore the file (with its -wal) from a backup, or move it away to "
@@ -49,6 +51,28 @@ class LockedError(RampdError):
 
 class StoreError(RampdError):
     """The submission store or the journal could not be read or written. What was not written is tried again."""
+
+
+class TransitionRefusedError(StoreError):
+    """A submission is in a state from which there is no way to the one asked for. Trying again changes nothing.
+
+    The store is well, and has written nothing: somebody else (a person, another program) has moved the submission.
+
+    Attributes
+    ----------
+    submission_id
+        The submission.
+    before
+        The state that it was found in.
+    after
+        The state that it cannot come to from there.
+    """
+
+    def __init__(self, submission_id: int, before: str, after: SubmissionState) -> None:
+        super().__init__(f"submission {submission_id} is {before} and cannot become {after}")
+        self.submission_id = submission_id
+        self.before = before
+        self.after = after
 
 
 class SupersededError(RampdError):

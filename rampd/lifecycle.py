@@ -25,7 +25,7 @@ import structlog
 
 from rampd import clock, judging
 from rampd.conclusion import conclude, finished_fields, persist, staging_dir
-from rampd.errors import StoreError, SupersededError, WorkerError, WorkerSetupError
+from rampd.errors import StoreError, SupersededError, TransitionRefusedError, WorkerError, WorkerSetupError
 from rampd.models import Verdict
 from rampd.orders import Order, OrderedError
 from rampd.states import Outcome, Step, SubmissionState
@@ -243,7 +243,8 @@ async def _run(event: Event, progress: _Progress) -> None:
         telling.cancel()
         await asyncio.wait({telling})
         progress.is_told = not telling.cancelled() and telling.exception() is None
-    with suppress(asyncio.CancelledError, SupersededError):  # then the outcome is told, or is not wanted
+    # Then the outcome is told, or is not wanted.
+    with suppress(asyncio.CancelledError, SupersededError, TransitionRefusedError):
         telling.result()
 
 

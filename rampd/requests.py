@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 import structlog
 
 from rampd.conclusion import cancel_unrun, persist
-from rampd.errors import UnknownSubmissionError
+from rampd.errors import TransitionRefusedError, UnknownSubmissionError
 from rampd.orders import Order
 from rampd.states import RequestKind, SubmissionState
 
@@ -61,7 +61,7 @@ class Requests:
                             released.append((await self.event.store.get(request.submission)).id)
                     case _:
                         assert_never(request.kind)
-            except UnknownSubmissionError as error:
+            except (UnknownSubmissionError, TransitionRefusedError) as error:
                 accepted, answer = False, str(error)
             if not accepted:
                 log.warning("request.refused", submission=request.submission, kind=request.kind, answer=answer)

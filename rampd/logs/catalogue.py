@@ -188,6 +188,17 @@ CATALOGUE: Final[Mapping[str, EventSpec]] = {
             "attempts": whole("how many there were"),
         },
     ),
+    "submission.overruled": EventSpec(
+        "error",
+        "An attempt's outcome was dropped: somebody else has given the submission a state that it cannot follow.",
+        {
+            "error": ERROR,
+            "outcome": text("how this attempt ended", values=OUTCOMES),
+            "found": text("the state that stands"),
+            "exit_status": whole("ramp-test's", nullable=True),
+            "scores": mapping("those of the outcome, as in submission.scored", nullable=True),
+        },
+    ),
     "submission.scored": EventSpec(
         "info",
         "Its scores.",

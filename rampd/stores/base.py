@@ -2,7 +2,9 @@
 
 A store says who is next and keeps what became of it. It knows nothing of workers, attempts' allocations, slots or
 retries; those are the journal's and the dispatcher's. Every write names the state it expects and is idempotent: a
-write that was already made (before a crash, say) is silently the same.
+write that was already made (before a crash, say) is silently the same. One that the table of transitions does not know
+(`rampd.states.TRANSITIONS`: somebody else has moved the submission) is refused with a TransitionRefusedError, changes
+nothing, and is not asked for again; any other StoreError means that the same write may work later, and it is repeated.
 """
 
 from __future__ import annotations

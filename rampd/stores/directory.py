@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from rampd import clock
 from rampd.database import Database, Row
-from rampd.errors import StoreError, UnknownSubmissionError
+from rampd.errors import StoreError, TransitionRefusedError, UnknownSubmissionError
 from rampd.models import Submission
 from rampd.states import TRANSITIONS, SubmissionState
 from rampd.stores.adoption import find_adoption
@@ -271,7 +271,7 @@ class DirectoryStore(SubmissionStore):
         rows = await self._database.fetch("SELECT state FROM submissions WHERE id = ?", (submission_id,))
         # A row that is gone was forgotten with its folder: there is nobody left to tell.
         if rows and rows[0]["state"] != state:
-            raise StoreError(f"submission {submission_id} is {rows[0]['state']} and cannot become {state}")
+            raise TransitionRefusedError(submission_id, rows[0]["state"], state)
 
     async def get(self, name: str) -> Submission:
         """Return one submission; see `SubmissionStore.get`."""

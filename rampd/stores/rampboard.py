@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from rampd import clock, ramp_test
-from rampd.errors import BadResultsError, StoreError, SubmissionRefusedError, SupersededError, UnknownSubmissionError
+from rampd.errors import (
+    BadResultsError,
+    StoreError,
+    SubmissionRefusedError,
+    SupersededError,
+    TransitionRefusedError,
+    UnknownSubmissionError,
+)
 from rampd.models import Figures, Submission
 from rampd.states import FINAL_STATES, TRANSITIONS, SubmissionState
 from rampd.stores.base import SubmissionStore
@@ -290,7 +297,7 @@ class RampBoardStore(SubmissionStore):
             self._holding.statements.requeue, id=submission_id, before=words_of(FINAL_STATES), none=stored_none()
         )
         if rows and not rows[0]["moved"] and rows[0]["before"] != SubmissionState.NEW:
-            raise _cannot(submission_id, rows[0]["before"], SubmissionState.NEW)
+            raise _cannot(submission_id, rows[0]["before"], SubmissionState.NEW, legal=FINAL_STATES)
         self._watch.untidy()
         self.changed.set()
         self._pages_changed(final=True)
@@ -302,13 +309,17 @@ class RampBoardStore(SubmissionStore):
         ------
         SupersededError
             Another daemon has claimed the submission since.
+        TransitionRefusedError
+            It is in a state from which there is no way there.
         StoreError
-            It is in a state from which there is no way there, or the database is away.
+            The database is away, or the event's lock.
         """
         await self._holding.prepare()
         await self._holding.recall(submission_id)
         statements = self._holding.statements
-        before = [old for old, new in TRANSITIONS.items() if state in new and not old.is_final]
+        before = {old for old, new in TRANSITIONS.items() if state in new and not old.is_final}
+        # What was put back while this daemon was cut off is still its own as long as nobody claims it.
+        ours = before | {SubmissionState.NEW} if self._holding.is_leased else before
         if self._holding.is_leased and submission_id not in self._holding.held:
             await self._take(submission_id, state)
         statement = statements.set_scored if state is SubmissionState.SCORED else statements.move(state)
@@ -317,8 +328,7 @@ class RampBoardStore(SubmissionStore):
             **{
                 **self._holding.fence(submission_id),
                 "id": submission_id,
-                # What was put back while this daemon was cut off is still its own as long as nobody claims it.
-                "before": words_of({*before, SubmissionState.NEW} if self._holding.is_leased else set(before)),
+                "before": words_of(ours),
                 **parameters,
             },
         )
@@ -330,7 +340,10 @@ class RampBoardStore(SubmissionStore):
         if not found["held"] and found["before"] != SubmissionState.NEW:
             self._holding.let_go(submission_id)
             raise SupersededError(self._name_of(submission_id))
-        raise _cannot(submission_id, found["before"], state)
+        refused = _cannot(submission_id, found["before"], state, legal=ours if found["held"] else before)
+        if isinstance(refused, TransitionRefusedError):
+            self._holding.let_go(submission_id)  # it is somebody else's: no lease of ours may keep anybody from it
+        raise refused
 
     async def _take(self, submission_id: int, state: SubmissionState) -> None:
         """Lease a submission that waits, to end it unrun."""
@@ -393,5 +406,10 @@ class RampBoardStore(SubmissionStore):
         return found
 
 
-def _cannot(submission_id: int, before: str, state: SubmissionState) -> StoreError:
-    return StoreError(f"submission {submission_id} is {before} and cannot become {state}")
+def _cannot(
+    submission_id: int, before: str, state: SubmissionState, *, legal: Collection[SubmissionState]
+) -> StoreError:
+    """Return why nothing was moved; from a legal state only because the lock, or the row, was another's just then."""
+    if before in words_of(legal):
+        return StoreError(f"submission {submission_id} could not become {state} now: this daemon does not hold it")
+    return TransitionRefusedError(submission_id, before, state)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rampd import clock
-from rampd.errors import StoreError, UnknownSubmissionError
+from rampd.errors import TransitionRefusedError, UnknownSubmissionError
 from rampd.models import Submission
 from rampd.states import TRANSITIONS, SubmissionState
 from rampd.stores.base import SubmissionStore
@@ -134,7 +134,7 @@ class InMemoryStore(SubmissionStore):
             return
         before = row.submission.state
         if before.is_final or state not in TRANSITIONS[before]:
-            raise StoreError(f"submission {submission_id} is {before} and cannot become {state}")
+            raise TransitionRefusedError(submission_id, before, state)
         self._set(row, state, error_msg, scores)
 
     async def release(self, submission_id: int) -> None:
@@ -177,7 +177,7 @@ class InMemoryStore(SubmissionStore):
         row = self._rows.get(submission_id)
         if row is not None and row.submission.state is not SubmissionState.NEW:
             if not row.submission.state.is_final:
-                raise StoreError(f"submission {submission_id} is {row.submission.state} and cannot become new")
+                raise TransitionRefusedError(submission_id, row.submission.state, SubmissionState.NEW)
             row.place = self._next_place()
             row.submission = replace(self._set(row, SubmissionState.NEW), queued_at=clock.wall())
         self.changed.set()

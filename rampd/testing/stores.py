@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rampd import clock
-from rampd.errors import StoreError, UnknownSubmissionError
+from rampd.errors import TransitionRefusedError, UnknownSubmissionError
 from rampd.models import StepScore
 from rampd.states import TRANSITIONS, SubmissionState
 
@@ -198,8 +198,13 @@ class StoreContract(ABC):
                     await _WRITES[state](store, number)
                     assert (await store.get(str(before))).state is state
                 else:
-                    with pytest.raises(StoreError, match=state.value):
+                    with pytest.raises(TransitionRefusedError, match=state.value) as caught:
                         await _WRITES[state](store, number)
+                    assert (caught.value.submission_id, caught.value.before, caught.value.after) == (
+                        number,
+                        before,
+                        state,
+                    )
                     assert await store.get(str(before)) == found
                 if (await store.get(str(before))).state is SubmissionState.NEW:
                     assert await store.claim() is not None
@@ -255,7 +260,7 @@ class StoreContract(ABC):
         """A submission that is on its way cannot be queued once more."""
         async with self.open_store(tmp_path) as store:
             number = await self._at(store, "one", state)
-            with pytest.raises(StoreError):
+            with pytest.raises(TransitionRefusedError):
                 await store.requeue(number)
             assert (await store.get("one")).state is state
 

@@ -9,9 +9,10 @@ import pytest
 
 from rampd import clock
 from rampd.board_config import SqlalchemySection
-from rampd.errors import SupersededError
+from rampd.errors import StoreError, SupersededError, TransitionRefusedError
 from rampd.models import Figures, FoldFigures
 from rampd.states import FINAL_STATES, SubmissionState
+from rampd.stores.board_sql import Statements
 from rampd.stores.directory import DirectoryStore
 from rampd.stores.rampboard import RampBoardStore
 from rampd.testing import InMemoryStore, StoreContract
@@ -170,6 +171,27 @@ class TestRampBoardStore(StoreContract):
             assert (await store.get("one")).state is SubmissionState.TRAINING
             assert not store.is_lost(number)
             assert self.board.query("SELECT DISTINCT state FROM submissions WHERE name = 'starting_kit'") == [("new",)]
+
+    async def test_no_lease_is_kept_of_what_was_moved_by_hand(self, tmp_path: Path) -> None:
+        """Whoever ended it on the board, and puts it back there, has it run by whichever daemon is free."""
+        async with self.open_store(tmp_path) as store:
+            assert isinstance(store, ByTitle)
+            number = await self._at(store, "one", SubmissionState.TRAINING)
+            self.board.query("UPDATE submissions SET state = 'training_error' WHERE id = %s", [number])
+            with pytest.raises(TransitionRefusedError, match="is training_error and cannot become tested"):
+                await store.set_tested(number)
+            assert store.board.holding.held == []
+
+    async def test_a_lock_that_is_away_is_an_outage(self, tmp_path: Path) -> None:
+        """Without leases, what cannot be written while the event's lock is not held is not refused: it is repeated."""
+        async with self.open_store(tmp_path) as store:
+            assert isinstance(store, ByTitle)
+            number = await self._at(store, "one", SubmissionState.TRAINING)
+            store.board.holding.statements = Statements(leased=False)
+            with pytest.raises(StoreError, match="does not hold it") as caught:
+                await store.set_tested(number)
+            assert not isinstance(caught.value, TransitionRefusedError)
+            assert (await store.get("one")).state is SubmissionState.TRAINING
 
     async def test_what_was_tested_here_is_scored_all_the_same(self, tmp_path: Path) -> None:
         """Put back by another daemon while this one was cut off before its scores, and taken back: they are written."""
