@@ -87,7 +87,9 @@ class Dispatcher:
         self._held: set[str] = set()
         """The ids of the attempts that have a task: what a reclaiming worker leaves alone."""
         self._announcements = Announcements(event.journal)
-        self._hold = Hold(event, announcements=self._announcements, deciding=self._claiming, runs=self._runs)
+        self._hold = Hold(
+            event, announcements=self._announcements, deciding=self._claiming, runs=self._runs, pulse=self._pulse
+        )
         self._requests = Requests(event, self._runs, announcements=self._announcements)
         self._notes = Notes(event.journal)
         self._status = 0

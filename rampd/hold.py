@@ -11,6 +11,7 @@ from rampd import clock
 from rampd.conclusion import decide_unrun
 from rampd.errors import RampdError, StoreError, UnknownSubmissionError, WorkerSetupError
 from rampd.models import Verdict
+from rampd.pulse import Pulse
 from rampd.states import Outcome, SubmissionState
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Hold:
         Held while a waiting submission is ended, so that nobody else (the operator's cancel) ends it as well.
     runs
         What has a slot, by name; read only. It may be `new` again before its attempt has wholly ended.
+    pulse
+        Of the loop that looks, which thousands of waiting submissions may keep for minutes when they are ended.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class Hold:
         announcements: Announcements,
         deciding: AbstractAsyncContextManager[Any] | None = None,
         runs: Mapping[str, Run] | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         self.event = event
         self._announcements = announcements
         self._deciding = deciding or nullcontext()
         self._runs = runs if runs is not None else {}
+        self._pulse = pulse or Pulse()
         self._cause: WorkerSetupError | None = None
         self._since_wall = 0.0
         self._since_boottime = 0.0
@@ -133,11 +138,16 @@ class Hold:
             return
         verdict = Verdict(Outcome.PLATFORM_ERROR, None, reason=f"held for {timeout_s:g} s: {cause}")
         for waiting in await self.event.store.list({SubmissionState.NEW}):
-            async with self._deciding:
-                with suppress(UnknownSubmissionError):  # its folder went meanwhile
-                    submission = await self.event.store.get(waiting.name)
-                    if submission.state is SubmissionState.NEW and submission.name not in self._runs:
-                        await decide_unrun(self.event, submission, verdict, announcements=self._announcements)
+            # A beat each, and a held event has nothing to claim, however long a store that is away makes one end take.
+            with self._pulse.resting(lambda: True):
+                await self._end(waiting.name, verdict)
+
+    async def _end(self, name: str, verdict: Verdict) -> None:
+        async with self._deciding:
+            with suppress(UnknownSubmissionError):  # its folder went meanwhile
+                submission = await self.event.store.get(name)
+                if submission.state is SubmissionState.NEW and name not in self._runs:
+                    await decide_unrun(self.event, submission, verdict, announcements=self._announcements)
 
 
 def _cannot_look(error: Exception) -> WorkerSetupError:

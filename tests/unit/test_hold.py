@@ -13,6 +13,7 @@ from rampd.errors import WorkerLostError, WorkerSetupError
 from rampd.hold import Hold
 from rampd.requests import Requests
 from rampd.states import Outcome, RequestKind, Step, SubmissionState
+from rampd.systemd import Notifier, watch_over
 from rampd.testing.workers import FakeRun
 from support.event import (
     PATIENCE_S,
@@ -209,6 +210,55 @@ async def test_hold_timeout_ends_what_waits(room: EventRoom, log_records: list[R
     assert {record["submission"] for record in finished} == {"one", "two"}
     assert all(record["reason"].startswith(f"held for 0.1 s: {MISSING}") for record in finished)
     assert all(record["queued_s"] >= 0.1 for record in finished)
+
+
+class Pings(Notifier):
+    """A watchdog's pings, each as how many submissions had ended by then."""
+
+    def __init__(self, ends: list[Record], watchdog_s: float) -> None:
+        super().__init__(watchdog_s=watchdog_s)
+        self.ends = ends
+        self.seen: list[int] = []
+
+    def ping(self) -> None:
+        """Note it."""
+        self.seen.append(sum(record["event"] == "submission.finished" for record in self.ends))
+
+
+async def test_ending_thousands_does_not_pass_for_standing_still(room: EventRoom, log_records: list[Record]) -> None:
+    """The watchdog hears of the pump all the while, and a stop need not wait for the last of the queue."""
+    missing(room)
+    room.dispatcher["hold_timeout"] = 0.01
+    for number in range(2000):
+        room.submit(f"s{number}")
+    pings = Pings(log_records, watchdog_s=0.03)
+    async with room.opened() as event:
+        async with served(event) as dispatcher:
+            watching = asyncio.ensure_future(watch_over(pings, dispatcher.pulse))
+            # Without a beat there is no ping between the first end and the last.
+            await until(lambda: len({ends for ends in pings.seen if 0 < ends < 1000}) > 20, what="a living pump")
+            watching.cancel()
+        counts = await event.store.counts()
+        assert counts[SubmissionState.NEW] > 0
+        assert await event.journal.unfinished() == []
+
+
+async def test_a_store_that_is_away_while_they_end_does_not_pass_for_standing_still(
+    room: EventRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end that waits for the database keeps nobody from anything, and costs no daemon."""
+    missing(room)
+    room.dispatcher["hold_timeout"] = 0.01
+    room.submit("one")
+    async with room.opened() as event:
+        failures = fail_times(monkeypatch, event, "store.set_failed", 50)
+        async with served(event) as dispatcher:
+            await until(lambda: failures)
+            for _ in range(5):
+                await asyncio.wait_for(dispatcher.pulse(), PATIENCE_S)
+            assert len(failures) < 50
+            await until(lambda: len(failures) == 50)
+        assert (await event.store.get("one")).state is SubmissionState.CHECKING_ERROR
 
 
 async def test_hold_timeout_counts_from_the_beginning_of_the_hold(room: EventRoom) -> None:
