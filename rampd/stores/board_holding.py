@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from rampd import clock
-from rampd.errors import StoreError
+from rampd.errors import StoreError, TransitionRefusedError
 from rampd.stores.board_database import RefusedError
 from rampd.stores.board_queries import LEASE_S, LOCK, LOCK_CLASS, PARKED_S
 from rampd.stores.board_sql import Statements
+from rampd.stores.board_states import words_of
 from rampd.stores.board_tables import HAS_TABLES, MAKE_TABLES
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from rampd.states import SubmissionState
     from rampd.stores.board_database import BoardDatabase
 
 log = structlog.get_logger("rampd.stores.rampboard")
@@ -167,6 +170,18 @@ class Holding:
         """Forget a submission that was ended or put back."""
         self._attempts.pop(submission_id, None)
         self._sure_until.pop(submission_id, None)
+
+    def refused(
+        self, submission_id: int, before: str, state: SubmissionState, *, legal: Collection[SubmissionState]
+    ) -> StoreError:
+        """Return why nothing was moved, and let go what somebody else has moved: no lease may keep anybody from it.
+
+        From a legal state nothing was moved only because the lock, or the row, was another's just then.
+        """
+        if before in words_of(legal):
+            return StoreError(f"submission {submission_id} could not become {state} now: this daemon does not hold it")
+        self.let_go(submission_id)
+        return TransitionRefusedError(submission_id, before, state)
 
     def is_sure_of(self, submission_id: int) -> bool:
         """Say without asking whether nobody else can have claimed it meanwhile."""

@@ -16,20 +16,14 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from rampd import clock, ramp_test
-from rampd.errors import (
-    BadResultsError,
-    StoreError,
-    SubmissionRefusedError,
-    SupersededError,
-    TransitionRefusedError,
-    UnknownSubmissionError,
-)
+from rampd.errors import BadResultsError, SubmissionRefusedError, SupersededError, UnknownSubmissionError
 from rampd.models import Figures, Submission
 from rampd.states import FINAL_STATES, TRANSITIONS, SubmissionState
 from rampd.stores.base import SubmissionStore
 from rampd.stores.board_arrays import stored_none
 from rampd.stores.board_event import BoardEvent
 from rampd.stores.board_figures import bulk_parameters
+from rampd.stores.board_folders import BoardFolders
 from rampd.stores.board_states import id_of, mib_of, name_of, state_of, words_of
 from rampd.stores.board_tables import FORGET_GONE
 from rampd.stores.board_watch import BoardWatch
@@ -91,7 +85,7 @@ class RampBoardStore(SubmissionStore):
         self.changed = asyncio.Event()
         self.board = BoardEvent(section, event_name, state_dir)
         self._holding = self.board.holding
-        self._submissions_dir = submissions_dir
+        self._folders = BoardFolders(submissions_dir, self._name_of)
         self._predictions_dir = predictions_dir
         self._read_figures = read_figures
         self._leaderboards = leaderboards
@@ -103,7 +97,6 @@ class RampBoardStore(SubmissionStore):
             on_placed=partial(self._pages_changed, final=False),
         )
         self.scanned = self._watch.scanned
-        self._missing: set[int] = set()
 
     @property
     def is_open(self) -> bool:
@@ -117,10 +110,11 @@ class RampBoardStore(SubmissionStore):
 
     def submission_dir(self, submission: Submission) -> Path:
         """Return the folder that ramp-frontend made."""
-        return self._submissions_dir / submission.name
+        return self._folders.path(submission.name)
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Connect and look whether the board is what it should be; see `SubmissionStore.open`. Writes nothing."""
+        stack.callback(self._folders.close)
         await self.board.open(stack)
         if self._leaderboards is not None:
             stack.push_async_callback(self._close_pages, self._leaderboards)
@@ -154,23 +148,39 @@ class RampBoardStore(SubmissionStore):
         """
         if self._only_while_open and not self.is_open:
             return None
+        self._folders.expect_an_answer()
         await self._holding.prepare()
-        self._missing = {one for one in self._missing if not (self._submissions_dir / self._name_of(one)).is_dir()}
-        passed_over = [*skip, *self._missing]
+        may_look = True
         for _ in range(_CLAIM_TRIES):
+            passed_over = [*skip, *self._folders.missing]
             submission = await self._claim(self._holding.statements.claim, skip=passed_over)
             if submission is not None:
-                if self.submission_dir(submission).is_dir():
+                if await self._is_there(submission):
                     return submission
-                await self.release(submission.id)
-                self._note_missing(submission)
-                passed_over.append(submission.id)
                 continue
+            if may_look and self._folders.missing:
+                may_look = False
+                if await self._folders.look():
+                    continue
             (found,) = await self.board.ask(self._holding.statements.is_waiting, skip=passed_over)
             if not found["waits"]:
                 return None
             await asyncio.sleep(_LOCKED_S)  # somebody had it locked: another claim, or a numbering of the queue
         return None
+
+    async def _is_there(self, submission: Submission) -> bool:
+        """Say whether the folder of a submission that was claimed is there; put the submission back if not."""
+        is_there = False
+        try:
+            is_there = await self._folders.look(submission)
+            if not is_there:
+                self._folders.note_missing(submission)
+        finally:
+            if not is_there:
+                # Let go first: if the database is away as well, the claim is one that nobody heard of.
+                self._holding.let_go(submission.id)
+                await self.release(submission.id)
+        return is_there
 
     async def _claim(self, statement: str, **parameters: Any) -> Submission | None:
         asked_at = clock.boottime()
@@ -182,17 +192,6 @@ class RampBoardStore(SubmissionStore):
         self._watch.untidy()
         return submission
 
-    def _note_missing(self, submission: Submission) -> None:
-        self._missing.add(submission.id)
-        log.warning(
-            "submission.rejected",
-            submission=submission.name,
-            submission_id=submission.id,
-            name=submission.name,
-            reason="no_folder",
-            message=f"{self.submission_dir(submission)} is not there; is submissions_dir the board's own folder?",
-        )
-
     async def claim_named(self, name: str) -> Submission | None:
         """Claim one; see `SubmissionStore.claim_named`."""
         await self._holding.prepare()
@@ -202,7 +201,7 @@ class RampBoardStore(SubmissionStore):
             if rows and rows[0]["is_sandbox"]:
                 raise SubmissionRefusedError("sandbox", f"{name!r} is a team's sandbox, which is never run")
         found = await self.get(name)
-        if not self.submission_dir(found).is_dir():
+        if not await self._folders.look(found):
             raise SubmissionRefusedError("no_folder", f"{self.submission_dir(found)} is not there")
         return await self._claim(self._holding.statements.claim_one, id=found.id)
 
@@ -297,7 +296,7 @@ class RampBoardStore(SubmissionStore):
             self._holding.statements.requeue, id=submission_id, before=words_of(FINAL_STATES), none=stored_none()
         )
         if rows and not rows[0]["moved"] and rows[0]["before"] != SubmissionState.NEW:
-            raise _cannot(submission_id, rows[0]["before"], SubmissionState.NEW, legal=FINAL_STATES)
+            raise self._holding.refused(submission_id, rows[0]["before"], SubmissionState.NEW, legal=FINAL_STATES)
         self._watch.untidy()
         self.changed.set()
         self._pages_changed(final=True)
@@ -340,10 +339,8 @@ class RampBoardStore(SubmissionStore):
         if not found["held"] and found["before"] != SubmissionState.NEW:
             self._holding.let_go(submission_id)
             raise SupersededError(self._name_of(submission_id))
-        refused = _cannot(submission_id, found["before"], state, legal=ours if found["held"] else before)
-        if isinstance(refused, TransitionRefusedError):
-            self._holding.let_go(submission_id)  # it is somebody else's: no lease of ours may keep anybody from it
-        raise refused
+        legal = ours if found["held"] else before
+        raise self._holding.refused(submission_id, found["before"], state, legal=legal)
 
     async def _take(self, submission_id: int, state: SubmissionState) -> None:
         """Lease a submission that waits, to end it unrun."""
@@ -404,12 +401,3 @@ class RampBoardStore(SubmissionStore):
                 if values and (step != "test" or row["has_test"]):
                     steps[step] = ramp_test.summarize(values, bag)
         return found
-
-
-def _cannot(
-    submission_id: int, before: str, state: SubmissionState, *, legal: Collection[SubmissionState]
-) -> StoreError:
-    """Return why nothing was moved; from a legal state only because the lock, or the row, was another's just then."""
-    if before in words_of(legal):
-        return StoreError(f"submission {submission_id} could not become {state} now: this daemon does not hold it")
-    return TransitionRefusedError(submission_id, before, state)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,7 @@ from rampd.board_config import GivenBoard, load_board
 from rampd.conclusion import STAGING_PREFIX
 from rampd.errors import StoreError
 from rampd.states import Outcome, SubmissionState
+from rampd.stores import board_folders
 from support.board import EVENT, Board
 from support.event import (
     Crash,
@@ -24,11 +27,13 @@ from support.event import (
     hurry,
     run_out,
     run_to_the_one_end,
+    served,
 )
+from support.store_room import until
 from support.training_output import build_training_output
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
     from typing import Any
 
     from rampd.config import Settings
@@ -74,9 +79,9 @@ class BoardRoom(EventRoom):
         )
         return replace(settings, ramp=ramp, board=load_board(GivenBoard(self.board.config, self.root / "none")))
 
-    def arrive(self, run: FakeRun) -> str:
+    def arrive(self, run: FakeRun, title: str = "one") -> str:
         """Insert a submission; return its name."""
-        (number,) = self.board.insert("one")
+        (number,) = self.board.insert(title)
         name = f"submission_{number:09d}"
         self.runs[name] = run
         return name
@@ -158,3 +163,47 @@ async def test_a_start_removes_its_own_predictions_that_count_no_more(
     async with room.opened() as event:
         await asyncio.wait_for(run_out(event), 10)
     assert [path.name for path in room.board.deployment.predictions.iterdir()] == [name]
+
+
+@pytest.fixture
+def folders_answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Give what has submissions' folders answer while it is set: a network's file system, which may hang."""
+    answer, is_dir = threading.Event(), Path.is_dir
+    answer.set()
+
+    def hang_or_look(path: Path) -> bool:
+        return (not path.name.startswith("submission_") or answer.wait(30)) and is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", hang_or_look)
+    monkeypatch.setattr(board_folders, "PATIENCE_S", 0.05)
+    yield answer
+    answer.set()
+    for thread in threading.enumerate():
+        if thread.name == "board folders":
+            thread.join(30)
+
+
+async def test_folders_that_do_not_answer_are_an_outage(
+    room: BoardRoom, log_records: list[Record], folders_answer: threading.Event
+) -> None:
+    """The pump moves, what runs ends, what waits stays new, and is claimed when they answer again; said once."""
+    room.dispatcher["hunger_policy"] = "sleep"
+    running = room.arrive(good_run(1000.0))
+    async with room.opened() as event, served(event) as dispatcher:
+        await until(lambda: fake(event).launches)
+        folders_answer.clear()
+        waiting = room.arrive(good_run(), "two")
+        await event.store.scan()
+        await until(lambda: find(log_records, "store.unavailable"))
+        room.finish()
+        await until(lambda: find(log_records, "submission.finished", submission=running), what="the other's end")
+        for _ in range(5):
+            await asyncio.wait_for(dispatcher.pulse(), 10)
+        assert (await event.store.get(waiting)).state is SubmissionState.NEW
+        folders_answer.set()
+        await until(lambda: find(log_records, "submission.finished", submission=waiting), what="its end")
+        states = [state for state, _ in await event.store.history(int(waiting[-9:]))]
+    assert states == ["new", "sent_to_training", "new", "sent_to_training", "training", "tested", "scored"]
+    (unavailable,) = find(log_records, "store.unavailable")
+    assert "does not answer" in unavailable["error"]
+    assert len(find(log_records, "store.recovered")) == 1
