@@ -39,6 +39,8 @@ _LAST_BUILD_S = 30.0
 _FIRST_RETRY_S = 10.0
 _LONGEST_RETRY_S = 300.0
 _PROBE_S = 30.0
+_TAIL_BYTES: Final = 4096
+"""So much of what a child said last is kept: a library that warns in a loop must not fill the daemon's memory."""
 _NICE = "nice"
 
 
@@ -198,16 +200,31 @@ async def _ask_child(command: Sequence[str], said: bytes, *, timeout_s: float) -
         )
     except OSError as error:
         raise _BuildError(f"{command[0]}: {error.strerror}") from error
+    if child.stdin is None or child.stderr is None:
+        raise RuntimeError("a child has its pipes, for they were asked for")
+    # Less than a pipe holds: nobody waits for a child that does not read.
+    child.stdin.write(said)
+    child.stdin.close()
     try:
         async with asyncio.timeout(timeout_s):
-            _, stderr = await child.communicate(said)
+            stderr = await _heard_out(child, child.stderr)
     except TimeoutError as error:
         raise _BuildError(f"not done after {timeout_s:g} s") from error
     finally:
         if child.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            await asyncio.shield(child.wait())
+            # What is still in the pipe has to be read, or asyncio never comes to see its end, and waits for it.
+            await asyncio.shield(_heard_out(child, child.stderr))
     if child.returncode != 0:
         lines = stderr.decode(errors="replace").strip().splitlines()
         raise _BuildError(lines[-1][:500] if lines else f"status {child.returncode}, and nothing said")
+
+
+async def _heard_out(child: asyncio.subprocess.Process, stderr: asyncio.StreamReader) -> bytes:
+    """Read what a child says as fast as it does, and return the last of it once it has ended."""
+    tail = b""
+    while said := await stderr.read(1 << 16):
+        tail = (tail + said)[-_TAIL_BYTES:]
+    await child.wait()
+    return tail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tracemalloc
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ mkdir "$0.alone" || echo twice >>"$0.said"
 echo begun >>"$0.said"
 until [ -e "$0.go_on" ]; do sleep 0.01; done
 rmdir "$0.alone"
+if [ -e "$0.warns" ]; then rm "$0.warns"; yes 'Warning: deprecated' | head -c 32000000 >&2; echo >&2; fi
+if [ -e "$0.raves" ]; then rm "$0.raves"; exec yes 'Warning: deprecated' >&2; fi
 if [ -e "$0.fails" ]; then rm "$0.fails"; echo 'Error: no kit' >&2; exit 1; fi
 echo ended >>"$0.said"
 """
@@ -104,6 +107,39 @@ async def test_a_build_that_fails_is_tried_again(pages: Leaderboards, python: Pa
     pages.ask_for(final=True)
     await until(python, "begun", "begun", "ended")
     assert [one["error"] for one in find(log_records, "leaderboards.failed")] == ["Error: no kit"]
+
+
+async def test_a_build_that_says_much_is_heard_out(
+    pages: Leaderboards, python: Path, log_records: list[Record]
+) -> None:
+    """Megabytes of warnings neither stop it nor are kept; its last line is logged all the same."""
+    for name in ("warns", "fails", "go_on"):
+        python.with_name(f"python.{name}").touch()
+    tracemalloc.start()
+    try:
+        pages.ask_for(final=True)
+        await until(python, "begun", "begun", "ended")
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [one["error"] for one in find(log_records, "leaderboards.failed")] == ["Error: no kit"]
+    assert most_bytes < 4_000_000
+
+
+async def test_a_build_that_never_stops_talking_is_ended(
+    pages: Leaderboards, python: Path, log_records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that prints without end has its time, and no more; the next one is built."""
+    for name in ("raves", "go_on"):
+        python.with_name(f"python.{name}").touch()
+    monkeypatch.setattr(board_leaderboards, "_BUILD_S", 0.5)
+    pages.ask_for(final=True)
+    async with asyncio.timeout(30):
+        while not find(log_records, "leaderboards.failed"):  # noqa: ASYNC110 -- another process is waited for
+            await asyncio.sleep(0.01)
+    monkeypatch.setattr(board_leaderboards, "_BUILD_S", 600.0)
+    await until(python, "begun", "begun", "ended")
+    assert find(log_records, "leaderboards.failed")[0]["error"] == "not done after 0.5 s"
 
 
 async def test_the_last_changes_are_built_at_the_end(python: Path, log_records: list[Record]) -> None:
