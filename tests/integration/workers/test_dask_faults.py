@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -127,37 +128,27 @@ def test_a_worker_that_is_killed(room: Room) -> None:
         _ends_well(daemon, room, attempts=2)
 
 
-def test_a_worker_process_that_its_nanny_starts_again(room: Room) -> None:
-    """A worker at the same address again is given the task again by Dask; the fence refuses it."""
-    port = str(free_port("127.0.0.2"))
-    nanny = room.cluster.worker("127.0.0.2", "--worker-port", port)
-    with room.daemon() as daemon:
+@pytest.mark.parametrize("is_watched", [True, False], ids=["watched", "unwatched"])
+def test_a_worker_process_that_its_nanny_starts_again(room: Room, *, is_watched: bool) -> None:
+    """Dask gives a worker that is back at its address the task again, and the fence refuses it, daemon or no daemon.
+
+    One attempt runs once, whatever Dask does; the submission has another one.
+    """
+    nanny = room.cluster.worker("127.0.0.2", "--worker-port", str(free_port("127.0.0.2")))
+    with ExitStack() as stack:
+        daemon = stack.enter_context(room.daemon())
         room.submit()
         daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        if not is_watched:
+            daemon.kill()
         (worker,) = nanny.workers()
         worker.kill()
+        if not is_watched:
+            wait_until(lambda: len(nanny.workers()) == 1 and nanny.workers()[0] != worker, timeout_s=_PATIENCE_S)
+            daemon = stack.enter_context(room.daemon())
+            daemon.wait_for("submission.resumed", timeout_s=_PATIENCE_S)
         daemon.wait_for("submission.retried", outcome="lost_host", timeout_s=_PATIENCE_S)
-        daemon.wait_for("submission.started", count=2, timeout_s=_PATIENCE_S)
-        wait_until(lambda: room.starts() == 2, timeout_s=_PATIENCE_S, what="the second start")
-        room.go()
-        _ends_well(daemon, room, attempts=2)
-
-
-def test_dask_runs_a_task_again_while_no_daemon_is_there(room: Room) -> None:
-    """One attempt runs once, whatever Dask does: the second run of its task is refused, and a new attempt made."""
-    port = str(free_port("127.0.0.2"))
-    nanny = room.cluster.worker("127.0.0.2", "--worker-port", port)
-    with room.daemon() as daemon:
-        room.submit()
-        daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
-        daemon.kill()
-    (worker,) = nanny.workers()
-    worker.kill()
-    wait_until(lambda: len(nanny.workers()) == 1 and nanny.workers()[0] != worker, timeout_s=_PATIENCE_S)
-    with room.daemon() as daemon:
-        daemon.wait_for("submission.resumed", timeout_s=_PATIENCE_S)
-        daemon.wait_for("submission.retried", outcome="lost_host", timeout_s=_PATIENCE_S)
-        daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        daemon.wait_for("submission.started", count=2 if is_watched else 1, timeout_s=_PATIENCE_S)
         wait_until(lambda: room.starts() == 2, timeout_s=_PATIENCE_S, what="the second start")
         room.go()
         _ends_well(daemon, room, attempts=2)
