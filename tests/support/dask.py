@@ -58,11 +58,17 @@ class DaskProcess:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """Kill the command and everything below it; runs' keepers are left to notice."""
-        tree = [one for one in psutil.Process(self.pid).children(recursive=True) if _is_dask(one)]
-        for one in (psutil.Process(self.pid), *tree):
+        """Kill the command and everything below it; runs' keepers are left to notice.
+
+        Python's resource tracker is, too: only it removes the semaphores of the queues between a nanny and its worker
+        (six files in /dev/shm), as soon as both are gone.
+        """
+        below = psutil.Process(self.pid).children(recursive=True)
+        trackers = [one for one in below if "resource_tracker" in _command_of(one)]
+        for one in (psutil.Process(self.pid), *(one for one in below if _is_dask(one))):
             one.kill()
         self.process.wait(PATIENCE_S)
+        wait_until(lambda: not any(map(is_alive, trackers)), timeout_s=PATIENCE_S, what="the resource tracker's end")
 
     def stop(self) -> None:
         """End it, gently first, whatever state it is in."""
@@ -75,11 +81,14 @@ class DaskProcess:
 
 
 def _is_dask(process: psutil.Process) -> bool:
+    return any(words in _command_of(process) for words in ("spawn_main", "-m dask"))
+
+
+def _command_of(process: psutil.Process) -> str:
     try:
-        command = " ".join(process.cmdline())
+        return " ".join(process.cmdline())
     except psutil.NoSuchProcess:
-        return False
-    return any(words in command for words in ("spawn_main", "resource_tracker", "-m dask"))
+        return ""
 
 
 @dataclass

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from support.daemon import RampdProcess, processes_marked, wait_until
-from support.dask import DaskCluster, dask_section, free_port
+from support.dask import DaskCluster, DaskProcess, dask_section, free_port
 from support.deployment import Deployment
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -152,6 +153,24 @@ def test_a_worker_process_that_its_nanny_starts_again(room: Room, *, is_watched:
         wait_until(lambda: room.starts() == 2, timeout_s=_PATIENCE_S, what="the second start")
         room.go()
         _ends_well(daemon, room, attempts=2)
+
+
+def test_a_cluster_that_is_killed_leaves_no_semaphores(room: Room) -> None:
+    """Those of a nanny's queues are files in /dev/shm, which a killed process removes itself no more."""
+    nanny = room.cluster.worker("127.0.0.2")
+    wait_until(lambda: bool(_semaphores(nanny)), timeout_s=_PATIENCE_S, what="the queues of a nanny and its worker")
+    made = _semaphores(nanny)
+    nanny.kill()
+    assert not [path for path in made if path.exists()]
+
+
+def _semaphores(nanny: DaskProcess) -> set[Path]:
+    """Return the files of the semaphores that the workers of a nanny have open."""
+    found = set()
+    for worker in nanny.workers():
+        with suppress(psutil.NoSuchProcess):
+            found |= {Path(one.path) for one in worker.memory_maps() if one.path.startswith("/dev/shm/sem.mp-")}
+    return found
 
 
 def test_a_worker_that_is_terminated(room: Room) -> None:
