@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import structlog
 
-from rampd import clock
 from rampd.copying import UnsafeTreeError
 from rampd.errors import (
     ResultsError,
@@ -21,7 +20,8 @@ from rampd.errors import (
 )
 from rampd.files import remove_tree
 from rampd.models import Exit, Job, Results
-from rampd.workers.base import Allocation, Worker, WorkerContext
+from rampd.workers.base import Worker, WorkerContext
+from rampd.workers.dask_allocation import DaskAllocation
 from rampd.workers.dask_config import DaskConfig
 from rampd.workers.dask_endings import ending_of
 from rampd.workers.dask_facts import TlsFiles
@@ -50,26 +50,6 @@ _OPENING_S = 3.0
 _MARGIN_S = 1.0
 REMOTE_GRACE_S = 15.0
 """The daemon ends a run at its timeout; so much later its host does, for a daemon that is gone."""
-
-
-class DaskAllocation(Allocation):
-    """A run on a Dask worker, which its address finds, under a key at the scheduler."""
-
-    attempt_id: str
-    attempt_dir: str
-    log_path: str
-    key: str
-    dask_worker: str
-    """The Dask worker's address."""
-    host: str
-    pid: int | None = None
-    """Of the run's supervisor, on its host."""
-    deadline: float | None = None
-    """Wall clock, seconds since the epoch: its time is over then."""
-
-    def whereabouts(self) -> Mapping[str, str | int | float | bool | None]:
-        """Return the host and the Dask worker."""
-        return {"host": self.host, "dask_worker": self.dask_worker, "pid": self.pid}
 
 
 class DaskWorker(Worker[DaskAllocation]):
@@ -210,8 +190,7 @@ class DaskWorker(Worker[DaskAllocation]):
                 allocation.key, worker, self._requests.to_run(job, archive, grace_s=REMOTE_GRACE_S)
             )
         self._seats.keep(allocation.key, allocation.dask_worker)
-        launched = await self._begun(allocation, started)
-        return launched.model_copy(update={"deadline": clock.wall() + job.timeout_s})
+        return (await self._begun(allocation, started)).launched(job.timeout_s)
 
     async def _begun(self, allocation: DaskAllocation, started: asyncio.Future[int | None]) -> DaskAllocation:
         """Return once the process exists, or has ended already."""
@@ -248,10 +227,9 @@ class DaskWorker(Worker[DaskAllocation]):
         """Wait for the end of a run and return its answer, through lost connections."""
 
         def patience_s() -> float:
-            if allocation.deadline is None:
-                return _STOP_S
+            left_s = allocation.left_s()
             # At the deadline it would be called the participant's: what became of it in time is not known.
-            return max(0.0, allocation.deadline - _MARGIN_S - clock.wall())
+            return _STOP_S if left_s is None else max(0.0, left_s - _MARGIN_S)
 
         return await self._tasks.result(allocation.key, allocation.dask_worker, patience_s=patience_s)
 

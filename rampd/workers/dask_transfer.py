@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from rampd.models import Job
-    from rampd.workers.dask import DaskAllocation
+    from rampd.workers.dask_allocation import DaskAllocation
     from rampd.workers.dask_cluster import Cluster
 
 log = structlog.get_logger("rampd.workers.dask")

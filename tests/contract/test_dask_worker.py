@@ -12,7 +12,8 @@ import pytest
 from rampd.errors import WorkerSetupError
 from rampd.testing import WorkerContract, make_job
 from rampd.workers.base import Worker, WorkerContext
-from rampd.workers.dask import DaskAllocation, DaskWorker
+from rampd.workers.dask import DaskWorker
+from rampd.workers.dask_allocation import DaskAllocation
 from rampd.workers.dask_config import DaskConfig
 from support.daemon import processes_marked
 from support.dask import DaskCluster, dask_section

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rampd.models import Exit, Job
-    from rampd.workers.dask import DaskAllocation
+    from rampd.workers.dask_allocation import DaskAllocation
 
 PATIENCE_S = 60.0
 

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from rampd import clock
 from rampd.errors import WorkerLostError, WorkerSetupError, WorkerUnavailableError
 from support.conda import warm_up_uvloop
 from support.dask import DaskCluster
 from support.dask_room import DaskRoom
+from support.event import find
+from support.proxy import Proxy
 from support.store_room import until
 
 if TYPE_CHECKING:
@@ -218,6 +221,28 @@ async def test_a_host_ends_a_run_whose_daemon_is_gone(room: DaskRoom, monkeypatc
         ended = await worker.wait(allocation)
         assert (ended.signal, ended.timed_out) == (15, True)
         assert (await worker.collect_results(job, allocation)).exit.timed_out
+
+
+async def test_a_clock_that_is_set_costs_no_run_its_patience(
+    room: DaskRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_records: list[dict[str, Any]]
+) -> None:
+    """A scheduler that is out of reach for a moment is waited for, whatever hour the wall clock has meanwhile."""
+    room.ramp_test(f"while [ ! -e {tmp_path}/go ]; do sleep 0.02; done; touch {tmp_path}/ended; exit 3")
+    job = room.job(timeout_s=1800.0)
+    with Proxy(room.cluster.port) as proxy:
+        async with (
+            room.opened(dask_scheduler=f"tcp://127.0.0.1:{proxy.port}") as worker,
+            room.launched(worker, job) as allocation,
+        ):
+            now = clock.wall
+            monkeypatch.setattr(clock, "wall", lambda: now() + 3600)
+            proxy.cut()
+            await until(lambda: bool(find(log_records, "dask.lost")), what="the loss of the scheduler")
+            waiting = asyncio.ensure_future(worker.wait(allocation))
+            (tmp_path / "go").touch()
+            await until((tmp_path / "ended").exists, what="its end")
+            proxy.mend()
+            assert (await waiting).status == 3
 
 
 @pytest.mark.parametrize("whose", ["supervisor", "keeper"])

@@ -11,6 +11,7 @@ from rampd.errors import ResultsError, WorkerUnavailableError
 from rampd.testing import make_job
 from rampd.workers import dask
 from rampd.workers.base import WorkerContext
+from rampd.workers.dask_allocation import DaskAllocation
 from rampd.workers.dask_config import DaskConfig
 from rampd.workers.dask_facts import DaskWorkerFacts
 from rampd.workers.dask_sweeper import NotRemovedError, Sweeper
@@ -147,9 +148,7 @@ async def test_a_folder_that_cannot_be_removed_keeps_no_seat(tmp_path: Path, mon
         raise PermissionError(1, "Operation not permitted", str(path))
 
     monkeypatch.setattr(dask, "remove_tree", fail)
-    allocation = dask.DaskAllocation(
-        attempt_id="a", attempt_dir="", log_path="", key="key-a", dask_worker=ADDRESS, host="h"
-    )
+    allocation = DaskAllocation(attempt_id="a", attempt_dir="", log_path="", key="key-a", dask_worker=ADDRESS, host="h")
     with pytest.raises(PermissionError):
         await worker.teardown(allocation)
     assert parts.given_back == ["key-a"]

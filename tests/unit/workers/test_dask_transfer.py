@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from rampd.workers.dask import DaskAllocation
+from rampd.workers.dask_allocation import DaskAllocation
 from rampd.workers.dask_transfer import Transfer
 
 if TYPE_CHECKING:
