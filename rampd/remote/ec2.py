@@ -91,8 +91,10 @@ class Ec2:
     async def _client(self) -> Any:
         async with self._opening:
             if self._ec2 is None:
+                if self._clients is None:
+                    raise RuntimeError("Ec2 is not open")
                 self._session = await self._new_session()
-                self._ec2 = await self._new_client("ec2", endpoint_url=self._access.endpoint_url)
+                self._ec2 = await self._new_client("ec2", self._clients, endpoint_url=self._access.endpoint_url)
             return self._ec2
 
     async def _new_session(self) -> Any:
@@ -120,12 +122,10 @@ class Ec2:
             )
         return session
 
-    async def _new_client(self, service: str, **options: Any) -> Any:
-        if self._clients is None:
-            raise RuntimeError("Ec2 is not open")
+    async def _new_client(self, service: str, stack: AsyncExitStack, **options: Any) -> Any:
         config = self._session_config()
         try:
-            return await self._clients.enter_async_context(self._session.client(service, config=config, **options))
+            return await stack.enter_async_context(self._session.client(service, config=config, **options))
         except (self._exceptions.BotoCoreError, ValueError) as error:
             raise _setup_error(error) from error
 
@@ -204,8 +204,10 @@ class Ec2:
         try:
             async with asyncio.timeout(_LOOK_S):
                 await self._client()
-                client = await self._new_client("sts")
-                return str((await self._once(client, "get_caller_identity", {}))["Arn"])
+                # Asked once, by `rampctl check`: nothing of it is kept for whoever asks again.
+                async with AsyncExitStack() as stack:
+                    client = await self._new_client("sts", stack)
+                    return str((await self._once(client, "get_caller_identity", {}))["Arn"])
         except TimeoutError as error:
             raise self._unreachable(f"get_caller_identity got no answer within {_LOOK_S:g} s") from error
 
