@@ -17,23 +17,25 @@ from support.dask import DaskCluster, dask_section
 from support.deployment import Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     Figures = dict[str, Any]
 
+_NICE = ("nice", "-n", "10")
+"""As rampd's runs are: on a busy machine the stubs of a rival that is not would be served first."""
 _HOSTS = ("127.0.0.2", "127.0.0.3")
 
-# A client of Dask's own, in a process of its own as rampd is.
+# A client of Dask's own, in a process of its own as rampd is: maps a line's commands, and answers how long it took.
 _MAP = """
 import json, subprocess, sys, time
 from distributed import Client
-commands = json.load(sys.stdin)
 with Client(sys.argv[1], set_as_default=False) as client:
     client.wait_for_workers(int(sys.argv[2]), timeout=60)
-    client.gather(client.map(subprocess.call, commands[:8], pure=False, resources={"slot": 1}))  # warm
-    begun = time.perf_counter()
-    statuses = client.gather(client.map(subprocess.call, commands[8:], pure=False, resources={"slot": 1}))
-    print(json.dumps({"took_s": time.perf_counter() - begun, "statuses": sorted(set(statuses))}))
+    for line in sys.stdin:
+        commands = json.loads(line)
+        begun = time.perf_counter()
+        statuses = client.gather(client.map(subprocess.call, commands, pure=False, resources={"slot": 1}))
+        print(json.dumps({"took_s": time.perf_counter() - begun, "statuses": sorted(set(statuses))}), flush=True)
 """
 
 
@@ -52,12 +54,10 @@ def stubs(root: Path, *, count: int, workers: int, rounds: int) -> Figures:
     lags: list[Figures] = []
     with _cluster(root, workers) as cluster:
         for number in range(rounds):
-            event = Deployment(root / f"round{number}")
-            event.make_stub_environment()
-            event.worker = dask_section(cluster, conda_env=str(event.environment))
-            event.dispatcher = {"n_workers": workers}
-            event.write_config()
-            rival_ms.append(_map(event, cluster, count, workers) / count * 1e3)
+            event = _event(root / f"round{number}", cluster, workers)
+            with _mapping(cluster, workers) as rival:
+                rival(_commands(event, 8, "warm"))
+                rival_ms.append(rival(_commands(event, count, "m")) / count * 1e3)
             names = names_of(count)
             for name in names:
                 event.submit(name)
@@ -74,24 +74,86 @@ def stubs(root: Path, *, count: int, workers: int, rounds: int) -> Figures:
     }
 
 
-def _map(event: Deployment, cluster: DaskCluster, count: int, workers: int) -> float:
+def alternating(root: Path, *, count: int, mapped: int, workers: int, rounds: int) -> Figures:
+    """Measure stub submissions in turns of a second with `client.map`, so that both have the same of a busy machine.
+
+    Daemon and client stay; a round hands in `count` submissions and waits for their end, and maps `mapped` stubs, which
+    takes about as long. The first round warms both up.
+    """
+    ours_ms, rival_ms = [], []
+    with _cluster(root, workers) as cluster, _mapping(cluster, workers) as rival:
+        event = _event(root / "event", cluster, workers)
+        with daemon_measured(event) as daemon:
+            daemon.wait_for("daemon.ready")
+            daemon.wait_for("dask.connected", timeout_s=60)
+            for number in range(rounds + 1):
+                rival_ms.append(rival(_commands(event, mapped, f"m{number}-", nice=_NICE)) / mapped * 1e3)
+                names = names_of(count, f"s{number}-")
+                begun = time.perf_counter()
+                for name in names:
+                    event.submit(name)
+                finished = daemon.finished(*names, timeout_s=120)
+                ours_ms.append((time.perf_counter() - begun) / count * 1e3)
+                assert {record["outcome"] for record in finished.values()} == {"ok"}, finished
+    ratios = [ours / theirs for ours, theirs in zip(ours_ms[1:], rival_ms[1:], strict=True)]
+    return {
+        "submissions_a_round": count,
+        "dask_workers": workers,
+        "client_map_ms_each": statistics.median(rival_ms[1:]),
+        "rampd_ms_each": statistics.median(ours_ms[1:]),
+        "ratio": statistics.median(ratios),
+        "ratio_by_round": ratios,
+    }
+
+
+def _event(root: Path, cluster: DaskCluster, workers: int) -> Deployment:
+    event = Deployment(root)
+    event.make_stub_environment()
+    event.worker = dask_section(cluster, conda_env=str(event.environment))
+    event.dispatcher = {"n_workers": workers}
+    event.write_config()
+    return event
+
+
+@contextmanager
+def _mapping(cluster: DaskCluster, workers: int) -> Iterator[Callable[[list[list[str]]], float]]:
+    """Give what runs commands with `client.map` and returns how long that took, in seconds."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _MAP, cluster.address, str(workers)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        there, back = client.stdin, client.stdout
+
+        def run(commands: list[list[str]]) -> float:
+            print(json.dumps(commands), file=there, flush=True)
+            found = json.loads(back.readline())
+            assert found["statuses"] == [0], found
+            return float(found["took_s"])
+
+        try:
+            yield run
+        finally:
+            client.stdin.close()
+            try:
+                client.wait(60)
+            except subprocess.TimeoutExpired:
+                client.kill()
+                raise
+
+
+def _commands(event: Deployment, count: int, prefix: str, *, nice: Sequence[str] = ()) -> list[list[str]]:
+    """Return as many calls of the event's ramp-test, each with a folder of its own."""
     commands = []
-    for name in names_of(count + 8, "m"):
+    for name in names_of(count, prefix):
         folder = event.root / "mapped" / name
         (folder / name).mkdir(parents=True)
         ramp_test = str(event.environment / "bin" / "ramp-test")
-        commands.append([ramp_test, "--submission", name, "--ramp-submission-dir", str(folder)])
-    answer = subprocess.run(
-        [sys.executable, "-c", _MAP, cluster.address, str(workers)],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    found = json.loads(answer.stdout)
-    assert found["statuses"] == [0], found
-    return float(found["took_s"])
+        commands.append([*nice, ramp_test, "--submission", name, "--ramp-submission-dir", str(folder)])
+    return commands
 
 
 def large_results(root: Path, *, count: int, megabytes: int) -> Figures:
@@ -99,11 +161,7 @@ def large_results(root: Path, *, count: int, megabytes: int) -> Figures:
     lags: list[Figures] = []
     bare_ms: list[float] = []
     with _cluster(root, count) as cluster:
-        event = Deployment(root / "large")
-        event.make_stub_environment()
-        event.worker = dask_section(cluster, conda_env=str(event.environment))
-        event.dispatcher = {"n_workers": count}
-        event.write_config()
+        event = _event(root / "large", cluster, count)
         go = event.root / "go"
         behaviour = f"""
 touch {event.root}/started-$name

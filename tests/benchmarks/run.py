@@ -67,7 +67,7 @@ SHORT: dict[str, Measure] = {
     "idle": lambda root: measures.idle(root, seconds=5),
     "memory": lambda root: measures.memory(root, first=100, last=400, step=100),
     "queue": lambda root: measures.queue(root, few=100, many=2_000, measured=50),
-    "dask_stubs": lambda root: measures_dask.stubs(root, count=40, workers=4, rounds=1),
+    "dask_stubs": lambda root: measures_dask.alternating(root, count=20, mapped=80, workers=4, rounds=7),
     "dask_large": lambda root: measures_dask.large_results(root, count=4, megabytes=20),
     "polling": lambda root: polling(root, instances=40, interval_s=1.0, seconds=5, rival_polls=5),
     "restart": lambda root: endurance.restart(root, waiting=200, rounds=3),
