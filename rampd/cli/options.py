@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
+
+
+class ReaderGoneError(Exception):
+    """Whoever read stdout has seen enough (head, say). No OSError: click would make that a failure, status 1."""
+
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
@@ -58,7 +64,7 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def reported(cli: click.Command) -> None:
     """Run a whole command line; every error becomes a sentence on stderr and an exit status, never a traceback."""
-    _open_streams()
+    open_streams()
     try:
         # Not standalone: click would end a Ctrl-C, the usual end of `logs -f`, with a word and a status of its own.
         sys.exit(cli.main(standalone_mode=False))
@@ -69,9 +75,9 @@ def reported(cli: click.Command) -> None:
         sys.exit(_report(error))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(EX_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of a pipe (head, say) has seen enough.
-        sys.stderr.close()
+    except ReaderGoneError:
+        # What is still buffered would be written once more at the exit, in vain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
         # A file that this user may not read, a disk that is full: nothing that a traceback would help with.
@@ -79,11 +85,14 @@ def reported(cli: click.Command) -> None:
         sys.exit(EX_FAILED)
 
 
-def _open_streams() -> None:
-    """Have something to write to where the caller closed stdout or stderr."""
+def open_streams() -> None:
+    """Have streams that take any text: also where the caller closed one, or its locale has no name for a character."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 -- for as long as we live
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _report(error: RampdError) -> int:

@@ -44,7 +44,12 @@ def escaped_lines(text: str) -> str:
 
 def to_json(value: object) -> str:
     """Return JSON: NaN and infinities are null, paths and enums are texts."""
-    return json.dumps(_plain(value), ensure_ascii=False, indent=2, allow_nan=False)
+    return json.dumps(_plain(value), ensure_ascii=not has_unicode(), indent=2, allow_nan=False)
+
+
+def has_unicode() -> bool:
+    """Say whether stdout's encoding has every character; JSON in another one has to be ASCII."""
+    return sys.stdout.encoding.lower().startswith("utf")
 
 
 def _plain(value: Any) -> Any:  # noqa: PLR0911 -- one a type

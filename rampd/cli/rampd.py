@@ -18,6 +18,8 @@ import uvloop
 import rampd
 from rampd import logs
 from rampd.cli.board_options import board
+from rampd.cli.options import open_streams
+from rampd.cli.output import has_unicode
 from rampd.config_files import ConfigFiles
 from rampd.daemon import Limits, serve
 from rampd.errors import ConfigError, LockedError
@@ -97,7 +99,14 @@ def main(
         raise click.UsageError("nothing to serve: give --config FILE (once or several times), or --events-dir DIR")
     what = Limits(configs, events_dir, deployment_dir, max_workers)
     if check:
-        sys.exit(_check(what))
+        open_streams()
+        try:
+            sys.exit(_check(what))
+        except BrokenPipeError:
+            raise  # click's own
+        except OSError as error:
+            click.echo(f"rampd: {error.strerror}", err=True)
+            sys.exit(EX_FAILED)
     # Where systemd's watchdog ends a daemon (SIGABRT), its threads' stacks go to stderr.
     faulthandler.enable()
     keep_steady()
@@ -132,9 +141,12 @@ def _check(what: Limits) -> int:
             continue
         for warning in settings.warnings:
             click.echo(f"{config}: warning: {warning}", err=True)
-        if adopted := first_start(settings):
-            click.echo(f"{config}: note: {adopted}", err=True)
-        click.echo(json.dumps(settings.masked(), indent=2, ensure_ascii=False, default=str))
+        try:
+            if adopted := first_start(settings):
+                click.echo(f"{config}: note: {adopted}", err=True)
+        except OSError as error:  # a folder that this user may not read: the settings are valid all the same
+            click.echo(f"{config}: warning: {error.filename}: {error.strerror}", err=True)
+        click.echo(json.dumps(settings.masked(), indent=2, ensure_ascii=not has_unicode(), default=str))
     return status
 
 

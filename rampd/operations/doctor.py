@@ -121,7 +121,10 @@ async def _adoption(settings: Settings) -> Finding:
         except RampdError as error:
             return Finding("store", is_ok=False, detail=str(error))
         return Finding("store", is_ok=True, detail="served before")
-    adopted = await asyncio.to_thread(first_start, settings)
+    try:
+        adopted = await asyncio.to_thread(first_start, settings)
+    except OSError as error:
+        return Finding("store", is_ok=False, detail=f"{error.filename} cannot be read: {error.strerror}")
     return Finding("store", is_ok=True, detail=adopted or "a first start: nothing to adopt", is_warning=bool(adopted))
 
 

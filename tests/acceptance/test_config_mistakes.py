@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _TEN_MISTAKES = """\
 ramp:
@@ -26,6 +25,16 @@ worker:
   conda_env: [base]
   time_out: 3600
   env: {PATH: true}
+"""
+
+_GOOD = """\
+ramp:
+  problem_name: iris
+  event_name: iris
+  event_title: Iris
+dispatcher: {}
+worker:
+  worker_type: conda
 """
 
 
@@ -119,3 +128,39 @@ def test_check_prints_what_a_config_comes_to(tmp_path: Path) -> None:
     assert said.returncode == 0
     assert f'"{tmp_path}/events/iris/submissions"' in said.stdout
     assert "do-not-show-me" not in said.stdout + said.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "title"), [("latin-1", "1 € 😀"), ("utf-8:strict", "naïve"), ("utf-8:surrogateescape", "naïve")]
+)
+def test_settings_are_json_in_any_locale(tmp_path: Path, encoding: str, title: str) -> None:
+    """Also with a title, or below a folder, whose name it has no characters for."""
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    config = folder / "config.yml"
+    config.write_text(_GOOD.replace("Iris", title), encoding="utf-8")
+    argv = [sys.executable, "-m", "rampd", "--config", str(config), "--check"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    said = subprocess.run(argv, capture_output=True, timeout=60, check=False, env=environment)
+    assert (said.returncode, said.stderr) == (0, b"")
+    assert json.loads(said.stdout.decode(errors="replace"))["ramp"]["event_title"] == title
+
+
+def test_a_check_of_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    """What a first start would adopt is not known then; the settings are, and the doctor says what is wrong."""
+    config = tmp_path / "config.yml"
+    name = "a" * 300  # to root, who may read anything, too
+    config.write_text(_GOOD.replace("dispatcher:", f"  predictions_dir: {name}\ndispatcher:"), encoding="utf-8")
+    said = _rampd(config, "--check")
+    assert said.returncode == 0
+    assert said.stderr == f"{config}: warning: {tmp_path / name}: File name too long\n"
+    assert json.loads(said.stdout)["ramp"]["predictions_dir"] == str(tmp_path / name)
+
+
+def test_settings_on_a_full_disk(tmp_path: Path) -> None:
+    """A sentence and status 1."""
+    config = tmp_path / "config.yml"
+    config.write_text(_GOOD, encoding="utf-8")
+    command = f"{sys.executable} -m rampd --check --config {config} >/dev/full"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr) == (1, b"rampd: No space left on device\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -418,6 +419,25 @@ def test_an_answer_that_nobody_takes(event: Deployment, redirection: str, status
     ended = subprocess.run(["sh", "-c", command], capture_output=True, check=False, timeout=60)
     assert ended.returncode == status
     assert ended.stderr == (b"rampctl: No space left on device\n" if status else b"")
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """It is no failure that `rampctl … | head` ends early, and nothing is said."""
+    argv = [sys.executable, "-m", "rampd.cli.rampctl", "schema"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(argv, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_terminal_that_lacks_a_character(event: Deployment) -> None:
+    """In a locale that is not UTF-8 it is escaped, and JSON is the same JSON."""
+    event.submit("shows", "echo '1 € 😀'")
+    assert rampctl("run", "shows", config=event.config).status == 0
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    assert "1 \\u20ac \\U0001f600\n" in rampctl("logs", "shows", config=event.config, environment=latin).stdout
+    assert "1 € 😀\n" in rampctl("logs", "shows", "--json", config=event.config, environment=latin).data["text"]
 
 
 def test_run_of_what_lost_its_folder_is_refused(event: Deployment) -> None:
