@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -148,7 +149,7 @@ async def submit(settings: Settings, folder: Path, name: str, *, replace: bool) 
     state = await _state_of(settings, name) if replace and was_there else None
     if state is not None and state is not SubmissionState.NEW and state not in FINAL_STATES:
         raise RampdError(f"{name!r} is running ({state}); cancel it, or wait for its end, before it is replaced")
-    await asyncio.to_thread(stage_submission, folder, ramp.submissions_dir, name, replace=replace)
+    await _stage(folder, ramp.submissions_dir, name, replace=replace)
     if state is SubmissionState.NEW:
         # Copying takes its time, in which a daemon may have claimed, and even ended, what was there before.
         state = await _state_of(settings, name)
@@ -161,6 +162,18 @@ async def submit(settings: Settings, folder: Path, name: str, *, replace: bool) 
     if state in FINAL_STATES:
         (answer,) = await ask(settings, RequestKind.RETRY, [name])
     return Submitted(name, ramp.submissions_dir / name, was_there, answer)
+
+
+async def _stage(folder: Path, submissions_dir: Path, name: str, *, replace: bool) -> None:
+    """Stage in a thread, which goes on after a cancellation, and then leaves nothing behind."""
+    given_up = threading.Event()
+    try:
+        await asyncio.to_thread(
+            stage_submission, folder, submissions_dir, name, replace=replace, is_given_up=given_up.is_set
+        )
+    except asyncio.CancelledError:
+        given_up.set()
+        raise
 
 
 async def _state_of(settings: Settings, name: str) -> SubmissionState | None:

@@ -14,6 +14,7 @@ from rampd.files import remove_tree, swap_into_place
 from rampd.stores.folders import check_name, look
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _MAX_BYTES = 1 << 30
@@ -24,8 +25,24 @@ class AlreadySubmittedError(RampdError):
     """There is a submission of that name already."""
 
 
-def stage_submission(source: Path, submissions_dir: Path, name: str, *, replace: bool = False) -> None:
+def stage_submission(
+    source: Path,
+    submissions_dir: Path,
+    name: str,
+    *,
+    replace: bool = False,
+    is_given_up: Callable[[], bool] | None = None,
+) -> None:
     """Put a copy of `source` at `submissions_dir/name`, by one rename. Blocking.
+
+    Parameters
+    ----------
+    source, submissions_dir, name
+        What is copied, and where to.
+    replace
+        Take the place of one that is there.
+    is_given_up
+        Asked before the rename: whoever no longer waits for it (Ctrl-C) does not want it there either.
 
     Raises
     ------
@@ -54,6 +71,8 @@ def stage_submission(source: Path, submissions_dir: Path, name: str, *, replace:
         submissions_dir.mkdir(parents=True, exist_ok=True)
         copy_tree(source, staging, max_bytes=_MAX_BYTES, max_files=_MAX_FILES, keep_links=True)
         _sync(staging)
+        if is_given_up is not None and is_given_up():
+            return
         if replace:
             swap_into_place(staging, final)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -67,3 +68,31 @@ async def test_what_is_claimed_while_it_is_replaced_is_not_passed_over(
         else:
             with pytest.raises(RampdError, match="what runs may be what was there before"):
                 await asking.submit(event.settings, folder, "one", replace=True)
+
+
+async def test_what_is_interrupted_is_not_handed_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while a large folder is copied: the copy does not appear a moment later."""
+    room = EventRoom(tmp_path)
+    async with room.opened() as event:
+        settings = event.settings
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "estimator.py").write_text("# mine", encoding="utf-8")
+    begun, go_on, ended = asyncio.Event(), threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stage_slowly(*arguments: Any, **options: Any) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(60)
+        stage_submission(*arguments, **options)
+        loop.call_soon_threadsafe(ended.set)
+
+    monkeypatch.setattr(asking, "stage_submission", stage_slowly)
+    submitting = asyncio.create_task(asking.submit(settings, folder, "mine", replace=False))
+    await begun.wait()
+    submitting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submitting
+    go_on.set()
+    await ended.wait()
+    assert list(settings.ramp.submissions_dir.iterdir()) == []
