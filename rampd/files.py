@@ -1,4 +1,7 @@
-"""Folders as wholes: swapped into place at once, removed whatever they are. Blocking; through `asyncio.to_thread`."""
+"""Folders as wholes: swapped into place at once, removed whatever they are; and opening what may be no file.
+
+Blocking; through `asyncio.to_thread`.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,38 @@ import errno
 import os
 import secrets
 import shutil
+import stat
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # renameat2(2)
 _FLAT_DEPTH = 10
 """Deep enough to move little, and not so deep that a path of long names has no room (PATH_MAX)."""
+
+
+@contextmanager
+def opened_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that somebody else made, to read it: a link is not followed, and a fifo's writer not waited for.
+
+    Raises
+    ------
+    OSError
+        It is no regular file (EINVAL, ELOOP for a link), or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
 
 
 def folder_below(root: Path, *way: str) -> Path | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rampd.copying import is_of_this_machine
 from rampd.errors import BadResultsError
+from rampd.files import opened_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +31,8 @@ _MAX_MEMBERS = 1000
 _MAX_DIRECTORY_BYTES = 1 << 20
 _END = struct.Struct("<4s4H2LH")
 """A zip's end of central directory (APPNOTE 4.3.16), without a comment: numpy writes none."""
+_END64 = struct.Struct("<4sQ2H2L4Q")
+"""Its zip64 end of central directory (4.3.14), which a locator (4.3.15) of so many bytes separates from the other."""
 _LOCATOR_BYTES = 20
 _LITERAL = re.compile(r"""(?:'[^'\\\n]*'|"[^"\\\n]*"|True|False|\d+(?!\w)|[\s{}()\[\],:])*""")
 """What a header is made of; anything more could make Python's parser warn, thousands of times."""
@@ -49,9 +52,10 @@ def check_npz(path: Path) -> None:
     # What a participant called it may be anything, bytes that are no text included.
     name = path.name if path.name.isprintable() else ascii(path.name)
     try:
-        _check_end(path, name)
-        with zipfile.ZipFile(path) as archive:
-            _check_members(archive, name)
+        with opened_regular(path) as file:
+            _check_end(file, name)
+            with zipfile.ZipFile(file) as archive:
+                _check_members(archive, name)
     except BadResultsError:
         raise
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error) as error:
@@ -60,13 +64,17 @@ def check_npz(path: Path) -> None:
         raise BadResultsError(f"{name} is no complete .npz file.") from error
 
 
-def _check_end(path: Path, name: str) -> None:
+def _check_end(file: BinaryIO, name: str) -> None:
     """Refuse a directory of millions of members before zipfile reads all of it into memory."""
-    with path.open("rb") as file:
-        file.seek(-min(file.seek(0, os.SEEK_END), _LOCATOR_BYTES + _END.size), os.SEEK_END)
-        before, end = (tail := file.read())[: -_END.size], tail[-_END.size :]
-    signature, *_, directory_bytes, _, comment = _END.unpack(end)
-    if signature != b"PK\5\6" or comment or directory_bytes > _MAX_DIRECTORY_BYTES or before.startswith(b"PK\6\7"):
+    most = _END64.size + _LOCATOR_BYTES + _END.size
+    file.seek(-min(file.seek(0, os.SEEK_END), most), os.SEEK_END)
+    tail = file.read()
+    signature, *_, directory_bytes, _, comment = _END.unpack(tail[-_END.size :])
+    before = tail[: -_END.size]
+    if before[-_LOCATOR_BYTES:].startswith(b"PK\6\7"):  # a file of more than 2 GiB: zipfile believes the other one
+        signature64, *_, directory_bytes, _ = _END64.unpack(before[:-_LOCATOR_BYTES])
+        signature = signature if signature64 == b"PK\6\6" else b""
+    if signature != b"PK\5\6" or comment or directory_bytes > _MAX_DIRECTORY_BYTES:
         raise BadResultsError(f"{name} is no complete .npz file.")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rampd.copying import UnsafeTreeError, is_of_this_machine, move_tree, secure_tree
 from rampd.errors import BadResultsError, IncompleteResultsError, ResultsError
-from rampd.files import remove_tree
+from rampd.files import opened_regular, remove_tree
 from rampd.models import Figures, FoldFigures, StepScore
 from rampd.ramp_test.npz import check_npz
 
@@ -205,7 +205,8 @@ def _read_table(path: Path, where: str) -> tuple[list[str], list[list[str]]]:
 
 def _read_text(path: Path, where: str) -> str:
     try:
-        with path.open("rb") as file:
+        # What another dispatcher kept (adoption) may be a fifo, at which an open would wait for ever.
+        with opened_regular(path) as file:
             raw = file.read(_MAX_TEXT_BYTES + 1)
         if len(raw) > _MAX_TEXT_BYTES:
             raise BadResultsError(f"{where}: {path.name} is too large.")

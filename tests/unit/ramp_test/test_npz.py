@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import time
@@ -10,6 +11,7 @@ import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -18,6 +20,9 @@ from hypothesis import strategies as st
 from rampd.errors import BadResultsError
 from rampd.ramp_test.npz import check_npz
 from support.training_output import npy, npz
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _HEADER = "{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }"
 
@@ -305,6 +310,28 @@ def test_a_directory_of_millions_of_members_is_not_read(tmp_path: Path, *, zip64
     with pytest.raises(BadResultsError, match="no complete"):
         check_npz(path)
     assert time.process_time() - before < 0.1
+
+
+def test_an_archive_of_more_than_2_gib_is_none_the_less_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end is written in the format's larger words: what is 2 GiB to zipfile is made a few bytes here."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    content = _named("y_pred.npy", "other.npy")
+    assert content[-42:-38] == b"PK\x06\x07"
+    check_npz(_file(tmp_path, content))
+    for size in range(1, 99):
+        _refused(tmp_path, content[:-size])
+    broken = bytearray(content)
+    broken[-98] = 0
+    _refused(tmp_path, bytes(broken))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A fifo's writer may never come."""
+    path = tmp_path / "y_pred_train.npz"
+    make(path)
+    with pytest.raises(BadResultsError, match="no complete"):
+        check_npz(path)
 
 
 def test_a_commented_zip_is_refused(tmp_path: Path) -> None:

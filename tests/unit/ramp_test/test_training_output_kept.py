@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import os
 import shutil
@@ -169,7 +170,7 @@ def test_another_file_system_is_copied_to(output: Path, staging: Path, monkeypat
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
-@pytest.mark.parametrize("where", [(os, "open"), (Path, "open"), (zipfile.ZipFile, "open")])
+@pytest.mark.parametrize("where", [(os, "open"), (builtins, "open"), (zipfile.ZipFile, "open")])
 def test_what_this_machine_cannot_read_is_no_participants_fault(
     output: Path, staging: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[Any, str], number: int
 ) -> None:

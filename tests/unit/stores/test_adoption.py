@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rampd import ramp_test
 from rampd.errors import BadResultsError
 from rampd.models import StepScore
 from rampd.states import SubmissionState
 from rampd.stores.adoption import find_adoption
+from support.training_output import build_training_output
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +55,7 @@ def read_scores(predictions: Path) -> Scores:
 
 def found(room: StoreRoom) -> Adoption:
     """Look, and expect something."""
-    adoption = find_adoption(room.submissions, room.predictions, room.logs, "starting_kit", read_scores)
+    adoption = find_adoption(room.submissions, room.predictions, room.logs, "starting_kit", ramp_test.read_scores)
     assert adoption is not None
     return adoption
 
@@ -127,6 +129,19 @@ def test_unreadable_predictions_count_without_scores(room: StoreRoom, name: str)
     (one,) = found(room).finished
     assert one.state is SubmissionState.SCORED
     assert one.scores == {}
+
+
+@pytest.mark.parametrize("name", ["fold_0/state.txt", "fold_0/y_pred_test.npz", "bagged_scores.csv"])
+def test_predictions_with_a_fifo_are_not_waited_for(room: StoreRoom, name: str) -> None:
+    """A dispatcher that fetches with rsync keeps what a participant made; nobody writes to it any more."""
+    room.make("one")
+    predictions = room.predictions / "one"
+    build_training_output(predictions)
+    (predictions / name).unlink(missing_ok=True)
+    os.mkfifo(predictions / name)
+    adoption = find_adoption(room.submissions, room.predictions, room.logs, "starting_kit", ramp_test.read_scores)
+    assert adoption is not None
+    assert [(one.state, one.scores) for one in adoption.finished] == [(SubmissionState.SCORED, {})]
 
 
 def test_a_missing_submissions_dir_is_an_empty_one(room: StoreRoom) -> None:
