@@ -15,7 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from rampd.config_problems import Problems, shown
 from rampd.config_sections import Section, Text, Whole
 from rampd.credentials import DATABASE_PASSWORD, read_credential
-from rampd.yaml_document import read_yaml
+from rampd.yaml_document import as_written, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,13 +65,13 @@ class SqlalchemySection(Section):
     def _texts(cls, value: object) -> object:
         if not isinstance(value, dict) or any(isinstance(one, dict | list) for one in value.values()):
             raise ValueError("a mapping of libpq's options to texts or numbers")
-        return {str(key): str(one) for key, one in value.items()}
+        return {str(key): as_written(one) for key, one in value.items()}
 
     @field_validator("password", mode="before")
     @classmethod
     def _digits(cls, value: object) -> object:
         # `password: 1234` is a number to YAML and a password to everybody else.
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return as_written(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 @dataclass(frozen=True, slots=True)

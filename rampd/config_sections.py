@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, field_validator
 
 from rampd.states import HungerPolicy
+from rampd.yaml_document import as_written
 
 _PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -36,7 +37,7 @@ def _finite(value: float) -> float:
 
 def _text(value: object) -> object:
     # `event_name: 2026` is a number to YAML and a name to everybody else.
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return as_written(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _one_line(value: str) -> str:
@@ -179,4 +180,4 @@ class WorkerConfig(Section):
                 raise ValueError(f"texts, in quotes, which the value of {name} is not")
             if isinstance(text, str) and "\0" in text:
                 raise ValueError(f"texts without NUL, which the value of {name} has")
-        return {name: text if text is None else str(text) for name, text in value.items()}
+        return {name: text if text is None else as_written(text) for name, text in value.items()}

@@ -54,6 +54,23 @@ def read_yaml(path: Path) -> YamlDocument:
         raise ConfigError([f"{path}: is nested too deep; allowed: {_MAX_DEPTH} levels"]) from error
 
 
+class WrittenInt(int):
+    """A whole number that knows how it was written: `0123` is 83 to YAML, and a password to whoever wrote it."""
+
+    written: str
+
+
+class WrittenFloat(float):
+    """A number that knows how it was written: `1.10` is 1.1 to YAML, and may be a version."""
+
+    written: str
+
+
+def as_written(value: object) -> str:
+    """Return a value of a document as a text: a number as it stands in the file, wherever a text was meant."""
+    return value.written if isinstance(value, WrittenInt | WrittenFloat) else str(value)
+
+
 class _UnreadableError(Exception):
     """Carries `line: sentence`."""
 
@@ -69,6 +86,32 @@ class _Loader(yaml.SafeLoader):
             raise _UnreadableError(
                 f"{node.start_mark.line + 1}: a value stands here that is no {kind}; put it into quotes if it is a text"
             ) from error
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        value = super().construct_scalar(node)
+        if value.isascii():
+            return value
+        # JSON, which YAML includes, writes what is beyond U+FFFF as two halves, and PyYAML leaves them apart.
+        whole = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        try:
+            whole.encode("utf-8", "surrogateescape")  # a path may have bytes that are no text
+        except UnicodeEncodeError as error:
+            raise _UnreadableError(f"{node.start_mark.line + 1}: a text has half of a character in it") from error
+        return whole
+
+    def construct_written_int(self, node: yaml.ScalarNode) -> WrittenInt:
+        number = WrittenInt(self.construct_yaml_int(node))
+        number.written = node.value
+        return number
+
+    def construct_written_float(self, node: yaml.ScalarNode) -> WrittenFloat:
+        number = WrittenFloat(self.construct_yaml_float(node))
+        number.written = node.value
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_written_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_written_float)
 
 
 def _read_text(path: Path) -> str:

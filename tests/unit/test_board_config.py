@@ -65,6 +65,15 @@ def test_what_is_empty_is_left_to_libpq(path: Path) -> None:
     assert database.password.get_secret_value() == "1234"
 
 
+@pytest.mark.parametrize("written", ["0123", "1_2", "12:34", "3.10"])
+def test_a_password_is_what_was_written(path: Path, written: str) -> None:
+    """`0123` is 83 to YAML, and to nobody else."""
+    path.write_text(f"sqlalchemy: {{drivername: postgresql, password: {written}, database: d}}\n", encoding="utf-8")
+    password = load_board(GivenBoard(path)).database.password
+    assert password is not None
+    assert password.get_secret_value() == written
+
+
 def test_the_service_manager_s_password_counts_where_the_file_has_none(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

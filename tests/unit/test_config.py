@@ -145,6 +145,15 @@ def test_a_given_value_counts(file: Path, section: str, key: str, given_value: o
     assert getattr(getattr(found, section), key) == resolved
 
 
+def test_what_looks_like_a_number_is_the_text_that_was_written(file: Path) -> None:
+    """A name of digits, a version, a time: `010`, `1.10` and `12:30:00` are 8, 1.1 and 45000 to YAML alone."""
+    text = "{ramp: {problem_name: iris, event_name: 010}, worker: {worker_type: conda, env: {A: 1.10, B: 12:30:00}}}"
+    file.write_text(text, encoding="utf-8")
+    found = load_config(file, worker_models=lambda _: WorkerConfig)
+    assert found.ramp.event_name == "010"
+    assert found.worker.env == {"A": "1.10", "B": "12:30:00"}
+
+
 @pytest.mark.parametrize("key", [*PATHS, "state_dir"])
 @pytest.mark.parametrize("value", ["a/./b", "../up", "/abs/olute", "~/x"])
 def test_a_relative_path_is_the_deployments(

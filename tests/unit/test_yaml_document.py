@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rampd.errors import ConfigError
-from rampd.yaml_document import YamlDocument, read_yaml
+from rampd.yaml_document import YamlDocument, as_written, read_yaml
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -252,3 +253,22 @@ def test_whatever_the_bytes_are_it_is_data_or_problems(file: Path, text: str | b
         assert str(error).startswith(f"{file}:")  # noqa: PT017 -- either answer is right
     else:
         assert all(line >= 1 for line in found.lines.values())
+
+
+@pytest.mark.parametrize("written", ["0123", "1_000", "0x1F", "12:30:00", "-7", "1.10", "1.5e+3", ".inf"])
+def test_a_number_knows_how_it_was_written(file: Path, written: str) -> None:
+    """What is a number to YAML may be a password, a version or a name to whoever wrote it."""
+    value = read(file, f"a: {written}").data["a"]
+    assert isinstance(value, int | float)
+    assert as_written(value) == written
+
+
+def test_what_is_beyond_the_first_65536_characters_is_one_character(file: Path) -> None:
+    """JSON, which YAML includes, writes it as two halves; the bytes of a path that are no text stay what they are."""
+    assert read(file, json.dumps({"a": "😀", "b/\udcff": "é\udcff"})).data == {"a": "😀", "b/\udcff": "é\udcff"}
+
+
+@pytest.mark.parametrize("text", [r'a: "\ud83d"', r'"\ude00\ud83d": 1', r'a: ["\ud800"]'])
+def test_half_of_a_character_is_no_text(file: Path, text: str) -> None:
+    """Nothing that it could be handed on to takes it: no process, no file, no database."""
+    assert problem(file, text) == "1: a text has half of a character in it"

@@ -55,7 +55,7 @@ def read_scores(predictions: Path) -> Scores:
 
 def found(room: StoreRoom) -> Adoption:
     """Look, and expect something."""
-    adoption = find_adoption(room.submissions, room.predictions, room.logs, "starting_kit", ramp_test.read_scores)
+    adoption = find_adoption(room.submissions, room.predictions, room.logs, "starting_kit", read_scores)
     assert adoption is not None
     return adoption
 
