@@ -42,7 +42,7 @@ dispatcher:
 worker:
   worker_type: conda
   conda_env: {environment}
-  timeout: {timeout_s:g} # seconds a submission may run
+  timeout: {timeout_s:.15g} # seconds a submission may run
 """
 
 
