@@ -8,6 +8,7 @@ under owner and attempt, so that whatever became of a lease, one claim alone has
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,9 @@ _RENEW_S = 20.0
 _RETRY_S = 2.0
 _LOOK_AT_LOCK_S = 15.0
 _INSUFFICIENT_PRIVILEGE = "42501"
-_UNIQUE_VIOLATION = "23505"
+_MADE_MEANWHILE = frozenset({"23505", "42P07", "42710"})
+"""What IF NOT EXISTS comes to where another daemon makes the same at the same moment: a unique violation, a duplicate
+table, a duplicate type."""
 
 
 class Holding:
@@ -125,7 +128,9 @@ class Holding:
 
     def _read_owner(self) -> str:
         try:
-            return self._owner_file.read_text(encoding="ascii").strip()
+            # Empty is what a power cut may leave: a name that daemons would share, and take their claims for one's.
+            if owner := self._owner_file.read_text(encoding="ascii").strip():
+                return owner
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
@@ -134,7 +139,10 @@ class Holding:
         try:
             self._owner_file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
             fresh = self._owner_file.with_suffix(".new")
-            fresh.write_text(f"{owner}\n", encoding="ascii")
+            with fresh.open("w", encoding="ascii") as file:
+                file.write(f"{owner}\n")
+                file.flush()
+                os.fsync(file.fileno())
             fresh.replace(self._owner_file)
         except OSError as error:
             raise StoreError(f"{self._owner_file}: cannot be written: {error.strerror}") from error
@@ -148,7 +156,7 @@ class Holding:
             except RefusedError as error:
                 if error.sqlstate == _INSUFFICIENT_PRIVILEGE:
                     return False
-                if error.sqlstate != _UNIQUE_VIOLATION:  # another daemon made the same at the same moment
+                if error.sqlstate not in _MADE_MEANWHILE:
                     raise
         return True
 
