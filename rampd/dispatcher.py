@@ -81,7 +81,7 @@ class Dispatcher:
         """Nothing more is claimed; what runs may end."""
         self._stopping = asyncio.Event()
         """What runs has shutdown_grace to end."""
-        self._drained = False
+        self._drained, self._status = False, 0
         self._backoffs = Backoffs()
         self._claims = Claims(self._backoffs)
         self._held: set[str] = set()
@@ -92,7 +92,6 @@ class Dispatcher:
         )
         self._requests = Requests(event, self._runs, announcements=self._announcements)
         self._notes = Notes(event.journal)
-        self._status = 0
 
     @property
     def running(self) -> int:

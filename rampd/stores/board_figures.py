@@ -1,15 +1,17 @@
-"""What a training_output says in numbers, as the parameters of one bulk statement."""
+"""What a training_output says in numbers: as the parameters of one bulk statement, and read back from the board."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rampd.ramp_test import summarize
 from rampd.stores.board_arrays import stored_array, stored_none
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from rampd.models import Figures, Scores
+    from rampd.stores.board_database import Row
 
 _STEPS = ("train", "valid", "test")
 _BAGGED = ("valid", "test")
@@ -53,3 +55,16 @@ def bulk_parameters(figures: Figures, scores: Scores) -> dict[str, Any]:
 def _bags(of_score: Mapping[str, Any], step: str) -> bytes:
     values = of_score.get(step)
     return stored_array(values) if values else stored_none()
+
+
+def scores_of(rows: Iterable[Row]) -> dict[int, Scores]:
+    """Return the scores of submissions, by their ids, from the rows of `Statements.figures`."""
+    found: dict[int, Scores] = {}
+    for row in rows:
+        steps = found.setdefault(row["id"], {})[row["name"]] = {}
+        bags = {"train": None, "valid": row["valid_bag"], "test": row["test_bag"]}
+        for step, bag in bags.items():
+            values = [value for value in row[step] if value is not None]
+            if values and (step != "test" or row["has_test"]):
+                steps[step] = summarize(values, bag)
+    return found

@@ -22,7 +22,7 @@ from rampd.states import FINAL_STATES, TRANSITIONS, SubmissionState
 from rampd.stores.base import SubmissionStore
 from rampd.stores.board_arrays import stored_none
 from rampd.stores.board_event import BoardEvent
-from rampd.stores.board_figures import bulk_parameters
+from rampd.stores.board_figures import bulk_parameters, scores_of
 from rampd.stores.board_folders import BoardFolders
 from rampd.stores.board_states import id_of, mib_of, name_of, state_of, words_of
 from rampd.stores.board_tables import FORGET_GONE
@@ -392,12 +392,4 @@ class RampBoardStore(SubmissionStore):
 
     async def scores(self) -> Mapping[int, Scores]:
         """Return the scores of every scored submission, as the board has them: whichever dispatcher wrote them."""
-        found: dict[int, Scores] = {}
-        for row in await self.board.ask(self._holding.statements.figures, none=stored_none()):
-            steps = found.setdefault(row["id"], {})[row["name"]] = {}
-            bags = {"train": None, "valid": row["valid_bag"], "test": row["test_bag"]}
-            for step, bag in bags.items():
-                values = [value for value in row[step] if value is not None]
-                if values and (step != "test" or row["has_test"]):
-                    steps[step] = ramp_test.summarize(values, bag)
-        return found
+        return scores_of(await self.board.ask(self._holding.statements.figures, none=stored_none()))
