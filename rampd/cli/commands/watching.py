@@ -305,7 +305,8 @@ class _Shown:
         self._path = path
         self._as_json = as_json
         self._at = 0
-        self._rest = b""
+        self._rest: list[bytes] = []
+        """The pieces of a line that has no end yet; a progress bar's may have many."""
 
     def go_on(self) -> None:
         """Show the whole lines that are new."""
@@ -314,20 +315,22 @@ class _Shown:
         try:
             with self._path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size < self._at:
-                    self._at, self._rest = 0, b""
+                    self._at, self._rest = 0, []
                 file.seek(self._at)
                 while chunk := file.read(_CHUNK):
                     self._at += len(chunk)
-                    *lines, self._rest = (self._rest + chunk).split(b"\n")
-                    for line in lines:
-                        self._show(line)
+                    piece, *pieces = chunk.split(b"\n")
+                    self._rest.append(piece)
+                    for piece in pieces:
+                        self._show(b"".join(self._rest))
+                        self._rest = [piece]
         except FileNotFoundError:
             return
 
     def end(self) -> None:
         """Show the last line, which may lack its end."""
-        if self._rest:
-            self._show(self._rest)
+        if last := b"".join(self._rest):
+            self._show(last)
 
     def _show(self, line: bytes) -> None:
         text = line.decode("utf-8", "backslashreplace")
