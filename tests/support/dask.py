@@ -51,7 +51,7 @@ class DaskProcess:
     def workers(self) -> list[psutil.Process]:
         """Return the processes that tasks run in, below the nannies'."""
         children = psutil.Process(self.pid).children(recursive=True)
-        return [one for one in children if is_alive(one) and "spawn_main" in " ".join(one.cmdline())]
+        return [one for one in children if is_alive(one) and "spawn_main" in _command_of(one)]
 
     def send(self, number: int) -> None:
         """Send a signal to the command itself."""

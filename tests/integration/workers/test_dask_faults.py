@@ -145,7 +145,7 @@ def test_a_worker_process_that_its_nanny_starts_again(room: Room, *, is_watched:
         (worker,) = nanny.workers()
         worker.kill()
         if not is_watched:
-            wait_until(lambda: len(nanny.workers()) == 1 and nanny.workers()[0] != worker, timeout_s=_PATIENCE_S)
+            wait_until(lambda: bool({*nanny.workers()} - {worker}), timeout_s=_PATIENCE_S, what="the next worker")
             daemon = stack.enter_context(room.daemon())
             daemon.wait_for("submission.resumed", timeout_s=_PATIENCE_S)
         daemon.wait_for("submission.retried", outcome="lost_host", timeout_s=_PATIENCE_S)
