@@ -62,7 +62,7 @@ LONG: dict[str, Measure] = {
 }
 SHORT: dict[str, Measure] = {
     "stubs": lambda root: measures.stubs(root, count=60, rounds=2),
-    "iris": lambda root: measures.iris(root, _environment(), count=4, rounds=1),
+    "iris": lambda root: measures.iris(root, _environment(), count=4, rounds=3),
     "latency": lambda root: measures.latency(root, count=30),
     "idle": lambda root: measures.idle(root, seconds=5),
     "memory": lambda root: measures.memory(root, first=100, last=400, step=100),

@@ -39,8 +39,8 @@ def test_a_stub_submission_costs_little_more_than_under_xargs(tmp_path: Path, sh
 
 
 def test_real_submissions_take_what_they_take_under_xargs(tmp_path: Path, ramp_environment: Path, show: Show) -> None:
-    """1.05 times on a quiet machine, in the median of five rounds; one round has more to it."""
-    figures = show(measures.iris(tmp_path, ramp_environment, count=4, rounds=1))
+    """1.05 times on a quiet machine, in the median of five rounds; in one of them somebody else may have been busy."""
+    figures = show(measures.iris(tmp_path, ramp_environment, count=4, rounds=3))
     assert figures["ratio"] < 1.25
 
 
