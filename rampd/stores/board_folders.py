@@ -1,7 +1,8 @@
 """Whether the folders of the board's submissions are there, looked at beside the loop: they may lie on a network.
 
 Looks have a daemon thread of their own, not asyncio's executor: one that a hung file system never gives back must
-neither take the place of other work nor keep the process from ending. While a look hangs, there is no second.
+neither take the place of other work nor keep the process from ending. Looks at the same time are made one after the
+other; once one took too long there is no further one until it has come back.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class BoardFolders:
         self._submissions_dir = submissions_dir
         self._name_of = name_of
         self._latest: asyncio.Future[list[bool]] | None = None
+        self._overdue: asyncio.Future[list[bool]] | None = None
         self._looks: SimpleQueue[_Look | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self.missing: set[int] = set()
@@ -62,7 +64,7 @@ class BoardFolders:
         """End the thread; one that hangs is left to end when its file system lets it, or with the process."""
         if self._thread is not None:
             self._looks.put(None)
-            if not self._hangs:
+            if self._latest is None or self._latest.done():
                 self._thread.join()
 
     def path(self, name: str) -> Path:
@@ -82,7 +84,7 @@ class BoardFolders:
 
     @property
     def _hangs(self) -> bool:
-        return self._latest is not None and not self._latest.done()
+        return self._overdue is not None and not self._overdue.done()
 
     async def look(self, submission: Submission | None = None) -> bool:
         """Look at a submission's folder and, in the same breath, at all that were missing.
@@ -118,6 +120,7 @@ class BoardFolders:
         self._looks.put(_Look(folders, loop, are_there))
         await asyncio.wait({are_there}, timeout=PATIENCE_S)
         if not are_there.done():
+            self._overdue = are_there
             raise self._silence()
         try:
             return are_there.result()

@@ -1,4 +1,4 @@
-"""Looks at the folders of a board's submissions: beside the loop, all at once, and never a second while one hangs."""
+"""Looks at the folders of a board's submissions: beside the loop, all at once, and none while one hangs."""
 
 from __future__ import annotations
 
@@ -87,6 +87,18 @@ async def test_what_is_missing_may_come(folders: BoardFolders, tmp_path: Path) -
     (tmp_path / "s1").mkdir()
     assert await folders.look()
     assert folders.missing == set()
+
+
+async def test_looks_at_the_same_time_wait_for_one_another(
+    folders: BoardFolders, file_system: FileSystem, tmp_path: Path
+) -> None:
+    """One that is under way is no sign of a file system that hangs."""
+    (tmp_path / "s1").mkdir()
+    file_system.answers.clear()
+    looks = [asyncio.create_task(folders.look(submission(number))) for number in (1, 2, 1)]
+    await until(lambda: bool(file_system.threads))
+    file_system.answers.set()
+    assert await asyncio.gather(*looks) == [True, False, True]
 
 
 async def test_a_file_system_that_hangs_is_an_outage(
