@@ -2,8 +2,8 @@
 
 The caller's thread numbers a record and writes it where that takes no waiting: to wake another thread costs more. Else
 the record goes into a bounded buffer, and the writer's thread blocks in write(2) until the buffer is empty. When it
-is full the records of the lowest rank go first; each keeps its number, and a `log.dropped` record says
-which are missing.
+is full the records of the lowest rank go first; each keeps its number, and a `log.dropped` record says which are
+missing.
 """
 
 from __future__ import annotations

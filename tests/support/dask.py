@@ -81,7 +81,8 @@ class DaskProcess:
 
 
 def _is_dask(process: psutil.Process) -> bool:
-    return any(words in _command_of(process) for words in ("spawn_main", "-m dask"))
+    command = _command_of(process)
+    return any(words in command for words in ("spawn_main", "-m dask"))
 
 
 def _command_of(process: psutil.Process) -> str:
