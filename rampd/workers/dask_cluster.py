@@ -23,7 +23,8 @@ from distributed.protocol.pickle import dumps
 from rampd import clock
 from rampd.errors import WorkerSetupError, WorkerUnavailableError
 from rampd.workers.dask_bundle import EXPRESSION, names_for
-from rampd.workers.dask_facts import SLOT, DaskWorkerFacts, TlsFiles, facts_of, sentence, versions_of
+from rampd.workers.dask_facts import SLOT, DaskWorkerFacts, TlsFiles, disagreements_of, facts_of, sentence, versions_of
+from rampd.workers.dask_greeting import knock, until_heard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -60,6 +61,8 @@ class Cluster:
         """Why there is no connection, for people."""
         self.versions: Mapping[str, str] = {}
         self._client: Client | None = None
+        self._stream: object = None
+        """The client's stream from the scheduler, as it was when it was greeted."""
         self._up = asyncio.Event()
         self.lost = asyncio.Event()
         """Set while there is no connection."""
@@ -127,17 +130,8 @@ class Cluster:
                 self._drop()
                 await _closed(client)
 
-    async def _knock(self) -> None:
-        """Look whether anybody listens: distributed tries for its whole timeout before it says that nobody does."""
-        host, _, port = self.address.partition("://")[2].rpartition(":")
-        async with asyncio.timeout(_CONNECT_S):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
-
     async def _connect(self) -> Client:
-        await self._knock()
+        await knock(self.address, timeout_s=_CONNECT_S)
         client = Client(
             self.address,
             asynchronous=True,
@@ -172,8 +166,10 @@ class Cluster:
 
     async def _greet(self, client: Client) -> None:
         """Look who is there, and whether we speak the same language."""
+        self._stream = client.scheduler_comm
         for topic, heard in self._topics.items():
             client.subscribe_topic(topic, heard)
+        await until_heard(client, timeout_s=ASK_S)
         self._client = client
         self._workers = None
         await self._refresh()
@@ -207,7 +203,7 @@ class Cluster:
         """Return why the connection is of no use any more, once it is so."""
         silence_s = float(parse_timedelta(dask.config.get("distributed.comm.timeouts.tcp"), default="s"))
         asked_at = clock.boottime()
-        while client.status == "running":
+        while self._is_whole(client):
             await asyncio.sleep(_LOOK_S)  # the client tells nobody that it lost its scheduler
             if clock.boottime() - asked_at < min(_PING_S, silence_s):
                 continue
@@ -221,9 +217,17 @@ class Cluster:
             asked_at = clock.boottime()
         return "the connection broke"
 
+    def _is_whole(self, client: Client) -> bool:
+        """Return whether a client still has the connection that it was greeted by.
+
+        A client whose connection broke makes itself another one, if it can at once. Its subscriptions and its futures
+        went with the first: it would hear of no Dask worker and of no start ever again.
+        """
+        return client.status == "running" and client.scheduler_comm is self._stream
+
     def _drop(self) -> None:
         """Forget what is known by this client. What runs is asked for again by the next one."""
-        self._client = None
+        self._client = self._stream = None
         self._up.clear()
         self.lost.set()
         self._workers = None
@@ -233,16 +237,7 @@ class Cluster:
 
     def disagreements(self) -> list[str]:
         """Return a sentence for each version of distributed in the cluster that is not ours."""
-        ours = self.versions.get("client")
-        by_version: dict[str, list[str]] = {}
-        for who, version in self.versions.items():
-            if version != ours:
-                by_version.setdefault(version, []).append(who)
-        return [
-            f"distributed {version} on {', '.join(who[:5])}{' and others' if len(who) > 5 else ''} "  # noqa: PLR2004
-            f"and {ours} in this daemon: install the same version everywhere if anything misbehaves"
-            for version, who in sorted(by_version.items())
-        ]
+        return disagreements_of(self.versions)
 
     def _announce_change(self) -> None:
         self.changed.set()
@@ -268,7 +263,7 @@ class Cluster:
         WorkerUnavailableError
             There is none.
         """
-        if self._client is None or self._client.status != "running":
+        if self._client is None or not self._is_whole(self._client):
             raise WorkerUnavailableError(f"the Dask scheduler {self.address} cannot be reached: {self.error}")
         return self._client
 

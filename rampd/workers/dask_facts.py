@@ -67,6 +67,20 @@ def _version(one: Any) -> str:
     return str(packages.get("distributed", "")) if isinstance(packages, dict) else ""
 
 
+def disagreements_of(versions: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each version of distributed in `versions_of` a cluster that is not the client's."""
+    ours = versions.get("client")
+    by_version: dict[str, list[str]] = {}
+    for who, version in versions.items():
+        if version != ours:
+            by_version.setdefault(version, []).append(who)
+    return [
+        f"distributed {version} on {', '.join(who[:5])}{' and others' if len(who) > 5 else ''} "  # noqa: PLR2004
+        f"and {ours} in this daemon: install the same version everywhere if anything misbehaves"
+        for version, who in sorted(by_version.items())
+    ]
+
+
 def sentence(error: BaseException) -> str:
     """Return what went wrong, for people, on one line."""
     text = (

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from rampd import clock
-from rampd.errors import WorkerLostError, WorkerSetupError, WorkerUnavailableError
+from rampd.errors import WorkerLostError, WorkerSetupError
 from support.conda import warm_up_uvloop
 from support.dask import DaskCluster
 from support.dask_room import DaskRoom
@@ -261,32 +261,6 @@ async def test_what_watches_over_a_run_is_killed(room: DaskRoom, whose: str) -> 
             assert not room.runs()
         room.ramp_test("exit 3")
         assert (await room.run(worker, room.job(attempt=2)))[0].status == 3
-
-
-async def test_two_daemons_that_choose_the_same_dask_worker_at_once(
-    room: DaskRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The later one's task never begins: it is withdrawn, costs a retry, and leaves the earlier one's run alone."""
-    monkeypatch.setattr("rampd.workers.dask._SEATED_S", 0.3)
-    other_room = DaskRoom(tmp_path / "other", room.cluster)
-    for one in (room, other_room):
-        one.ramp_test(f"echo x >> {tmp_path}/starts-{one.root.name}; sleep 1000")
-    job, other_job = room.job(), other_room.job()
-    async with room.opened(workers=2) as worker, other_room.opened(workers=2) as other:
-        allocation = await worker.setup(job)
-        taken_as_well = await other.setup(other_job)
-        assert taken_as_well.dask_worker == allocation.dask_worker  # neither could see the other's
-        allocation = await worker.launch_submission(job, allocation)
-        with pytest.raises(WorkerUnavailableError, match="was taken by another client"):
-            await other.launch_submission(other_job, taken_as_well)
-        await other.teardown(taken_as_well)
-        assert not (tmp_path / "starts-other").exists()
-        assert not await worker.is_submission_finished(allocation)
-        again = other_room.job(attempt=2)
-        async with other_room.launched(other, again) as elsewhere:  # by now the other's run is seen
-            assert elsewhere.dask_worker != allocation.dask_worker
-        assert (await worker.stop(allocation)).signal == 15
-        await worker.teardown(allocation)
 
 
 def _parent(pid: int) -> int:

@@ -204,9 +204,12 @@ def test_a_scheduler_that_is_restarted(room: Room) -> None:
         _ends_well(daemon, room, attempts=2)
 
 
-@pytest.mark.parametrize("how", ["cut", "swallowed"])
+@pytest.mark.parametrize("how", ["reset", "cut", "swallowed"])
 def test_a_network_that_is_gone_for_a_while(room: Room, how: str) -> None:
-    """The daemon finds its run again, and its log, whether connections broke or were only silent for too long."""
+    """The daemon finds its run again, and its log, whether connections broke or were only silent for too long.
+
+    After a mere reset Dask's client connects again by itself, at once, and the scheduler tells it nothing any more.
+    """
     room.cluster.worker("127.0.0.2")
     with Proxy(room.cluster.port) as proxy:
         room.event.worker["dask_scheduler"] = f"tcp://127.0.0.1:{proxy.port}"
@@ -214,7 +217,11 @@ def test_a_network_that_is_gone_for_a_while(room: Room, how: str) -> None:
         with room.daemon() as daemon:
             room.submit()
             daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
-            if how == "cut":
+            if how == "reset":
+                proxy.cut()
+                proxy.mend()
+                daemon.wait_for("dask.lost", timeout_s=_PATIENCE_S)
+            elif how == "cut":
                 proxy.cut()
                 daemon.wait_for("dask.lost", timeout_s=_PATIENCE_S)
                 proxy.mend()
