@@ -16,7 +16,7 @@ import aiosqlite
 from rampd.errors import HOW_TO_RESTORE, JournalCorruptError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from contextlib import AsyncExitStack
     from pathlib import Path
 
@@ -43,6 +43,9 @@ class Database:
         The SQL script that makes version 1 of the schema in an empty file.
     version
         What `PRAGMA user_version` must say; an older file has to be migrated by its owner, a newer one is refused.
+    later_columns
+        Types of columns that came later, by table and column: added to a file that lacks them. Nothing else changes,
+        so that an earlier version goes on working with the file, and leaves them empty (NULL).
 
     Notes
     -----
@@ -50,8 +53,16 @@ class Database:
     transaction: every call here takes one lock.
     """
 
-    def __init__(self, path: Path, *, schema: str, version: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        schema: str,
+        version: int = 1,
+        later_columns: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.path = path
+        self._later_columns = later_columns or {}
         self._schema = schema
         self._version = version
         self._lock = asyncio.Lock()
@@ -107,6 +118,19 @@ class Database:
             raise JournalCorruptError(
                 f"{self.path}: written by another version of rampd (schema {found}, this one reads {self._version})"
             )
+        for table, columns in self._later_columns.items():
+            await self._add_columns(table, columns)
+
+    async def _add_columns(self, table: str, columns: Mapping[str, str]) -> None:
+        async def lacking() -> set[str]:
+            return columns.keys() - {row["name"] for row in await self.fetch(f"PRAGMA table_info({table})")}
+
+        for column in await lacking():
+            try:
+                await self.run(f"ALTER TABLE {table} ADD COLUMN {column} {columns[column]}")
+            except StoreError:
+                if column in await lacking():  # else another process was faster
+                    raise
 
     def _how_to_restore(self, what: str) -> str:
         return f"{self.path}: {what}. {HOW_TO_RESTORE}"

@@ -15,6 +15,7 @@ from rampd import clock
 from rampd.database import Database
 from rampd.errors import StoreError
 from rampd.journal_rows import Failures, LatestAttempt, Request, attempt_of, request_of
+from rampd.journal_schema import LATER_COLUMNS, SCHEMA
 from rampd.states import Outcome, Step
 
 if TYPE_CHECKING:
@@ -25,48 +26,6 @@ if TYPE_CHECKING:
     from rampd.database import Row
     from rampd.models import Attempt, Submission, Verdict
     from rampd.states import RequestKind
-
-_SCHEMA = """
-CREATE TABLE attempts (
-    id TEXT PRIMARY KEY,
-    submission TEXT NOT NULL,
-    submission_id INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    worker_type TEXT NOT NULL,
-    step TEXT NOT NULL CHECK (step IN (STEPS)),
-    opened_at REAL NOT NULL,
-    allocation TEXT,
-    launched_at REAL,
-    launched_boottime_s REAL,
-    boot_id TEXT,
-    outcome TEXT CHECK (outcome IN (OUTCOMES)),
-    verdict TEXT,
-    final INTEGER NOT NULL DEFAULT 0,
-    finished TEXT,
-    announced INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (submission_id, number)
-);
-CREATE INDEX attempts_by_name ON attempts (submission, number);
-CREATE INDEX unfinished_attempts ON attempts (opened_at) WHERE step <> 'closed';
-CREATE INDEX unannounced_attempts ON attempts (opened_at) WHERE final = 1 AND announced = 0;
-CREATE TABLE counts (submission_id INTEGER PRIMARY KEY, since_number INTEGER NOT NULL);
-CREATE TABLE backoffs (submission_id INTEGER PRIMARY KEY, until REAL NOT NULL);
-CREATE TABLE requests (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL CHECK (kind IN ('cancel', 'retry')),
-    submission TEXT NOT NULL,
-    requested_at REAL NOT NULL,
-    answered_at REAL,
-    answer TEXT,
-    accepted INTEGER
-);
-CREATE UNIQUE INDEX pending_requests ON requests (kind, submission) WHERE answered_at IS NULL;
-CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)
-"""
-# The checks have a flipped bit in one of these words found when the file is opened.
-_SCHEMA = _SCHEMA.replace("STEPS", ", ".join(f"'{step}'" for step in Step)).replace(
-    "OUTCOMES", ", ".join(f"'{outcome}'" for outcome in Outcome)
-)
 
 
 ATTEMPTS_KEPT: Final = 50
@@ -85,7 +44,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._database = Database(path, schema=_SCHEMA)
+        self._database = Database(path, schema=SCHEMA, later_columns=LATER_COLUMNS)
 
     async def open(self, stack: AsyncExitStack, *, create: bool = True) -> None:
         """Open the file; see `Database.open`."""
@@ -98,8 +57,11 @@ class Journal:
         """
         (row,) = await self._database.fetch(
             """
-            INSERT INTO attempts (id, submission, submission_id, number, worker_type, step, opened_at)
-            SELECT :id, :name, :submission_id, coalesce(max(number), 0) + 1, :worker_type, :step, :now
+            INSERT INTO attempts (id, submission, submission_id, number, worker_type, step, opened_at, after_cancel)
+            SELECT :id, :name, :submission_id, coalesce(max(number), 0) + 1, :worker_type, :step, :now, (
+                SELECT coalesce(max(id), 0) FROM requests
+                WHERE kind = 'cancel' AND submission = :name AND accepted = 1
+            )
             FROM attempts WHERE submission = :name
             RETURNING *
             """,
@@ -219,13 +181,19 @@ class Journal:
         return attempt_of(rows[0])
 
     async def is_cancelled(self, attempt: Attempt) -> bool:
-        """Return whether the operator's cancel was accepted while an attempt was under way."""
+        """Return whether the operator's cancel was accepted while an attempt was under way.
+
+        That is one later than the latest at its opening: by their numbers, since clocks are set. Only an attempt of
+        an earlier rampd, which noted none, is held against the time.
+        """
         rows = await self._database.fetch(
             """
-            SELECT 1 FROM requests
-            WHERE kind = 'cancel' AND submission = ? AND accepted = 1 AND answered_at >= ? LIMIT 1
+            SELECT 1 FROM requests JOIN attempts USING (submission)
+            WHERE attempts.id = ? AND kind = 'cancel' AND accepted = 1
+                AND CASE WHEN after_cancel IS NULL THEN answered_at >= opened_at ELSE requests.id > after_cancel END
+            LIMIT 1
             """,
-            (attempt.submission, attempt.opened_at),
+            (attempt.id,),
         )
         return bool(rows)
 
