@@ -149,7 +149,7 @@ async def look_at_submission(settings: Settings, name: str) -> SubmissionDetails
             found,
             history=await files.store.history(found.id),
             attempts=await files.journal.attempts(found.id) if files.journal else (),
-            scores=(await files.store.scores()).get(found.id, {}),
+            scores=await files.store.scores_of(found.id),
             log_path=log_path,
         )
 

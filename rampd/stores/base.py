@@ -169,6 +169,10 @@ class SubmissionStore(ABC):
     async def scores(self) -> Mapping[int, Scores]:
         """Return the scores of every `scored` submission, by id."""
 
+    async def scores_of(self, submission_id: int) -> Scores:
+        """Return the scores of one submission; none where it is not `scored`, or where there is no such one."""
+        return (await self.scores()).get(submission_id, {})
+
     @abstractmethod
     def submission_dir(self, submission: Submission) -> Path:
         """Return where what the participant sent lies."""

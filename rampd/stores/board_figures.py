@@ -57,7 +57,7 @@ def _bags(of_score: Mapping[str, Any], step: str) -> bytes:
     return stored_array(values) if values else stored_none()
 
 
-def scores_of(rows: Iterable[Row]) -> dict[int, Scores]:
+def by_submission(rows: Iterable[Row]) -> dict[int, Scores]:
     """Return the scores of submissions, by their ids, from the rows of `Statements.figures`."""
     found: dict[int, Scores] = {}
     for row in rows:

@@ -160,9 +160,9 @@ class Queries:
         FROM submissions WHERE id = :id {transitions} ORDER BY at, place
         """
 
-    @property
-    def figures(self) -> str:
-        """Give the scores of every scored submission."""
+    def figures(self, *, of_one: bool = False) -> str:
+        """Give the scores of every scored submission, or of the one whose `id` is given."""
+        one = "AND s.id = :id" if of_one else ""
         return f"""
         SELECT s.id, e.name, ss.valid_score_cv_bag AS valid_bag, ss.test_score_cv_bag AS test_bag,
             ss.test_score_cv_bags IS DISTINCT FROM CAST(:none AS bytea) AS has_test,
@@ -172,5 +172,5 @@ class Queries:
         FROM {FROM} JOIN submission_scores ss ON ss.submission_id = s.id
             JOIN event_score_types e ON e.id = ss.event_score_type_id
             LEFT JOIN submission_score_on_cv_folds o ON o.submission_score_id = ss.id
-        WHERE {OF_EVENT} AND s.state = 'scored' GROUP BY s.id, e.id, ss.id ORDER BY s.id, e.id
+        WHERE {OF_EVENT} AND s.state = 'scored' {one} GROUP BY s.id, e.id, ss.id ORDER BY s.id, e.id
         """

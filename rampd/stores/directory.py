@@ -314,6 +314,13 @@ class DirectoryStore(SubmissionStore):
         rows = await self._database.fetch("SELECT id, scores FROM submissions WHERE state = 'scored' ORDER BY id")
         return {row["id"]: load_scores(row["scores"]) for row in rows}
 
+    async def scores_of(self, submission_id: int) -> Scores:
+        """Return the scores of one submission."""
+        rows = await self._database.fetch(
+            "SELECT scores FROM submissions WHERE id = ? AND state = 'scored'", (submission_id,)
+        )
+        return load_scores(rows[0]["scores"]) if rows else {}
+
 
 def _submission(row: Row) -> Submission:
     return Submission(

@@ -22,7 +22,7 @@ from rampd.states import FINAL_STATES, TRANSITIONS, SubmissionState
 from rampd.stores.base import SubmissionStore
 from rampd.stores.board_arrays import stored_none
 from rampd.stores.board_event import BoardEvent
-from rampd.stores.board_figures import bulk_parameters, scores_of
+from rampd.stores.board_figures import bulk_parameters, by_submission
 from rampd.stores.board_folders import BoardFolders
 from rampd.stores.board_states import id_of, mib_of, name_of, state_of, words_of
 from rampd.stores.board_tables import FORGET_GONE
@@ -392,4 +392,9 @@ class RampBoardStore(SubmissionStore):
 
     async def scores(self) -> Mapping[int, Scores]:
         """Return the scores of every scored submission, as the board has them: whichever dispatcher wrote them."""
-        return scores_of(await self.board.ask(self._holding.statements.figures, none=stored_none()))
+        return by_submission(await self.board.ask(self._holding.statements.figures(), none=stored_none()))
+
+    async def scores_of(self, submission_id: int) -> Scores:
+        """Return the scores of one submission."""
+        figures = self._holding.statements.figures(of_one=True)
+        return by_submission(await self.board.ask(figures, none=stored_none(), id=submission_id)).get(submission_id, {})

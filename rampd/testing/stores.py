@@ -324,6 +324,16 @@ class StoreContract(ABC):
             found = await store.scores()
             assert repr(found) == repr({number: SCORES, plain: {}})
 
+    async def test_scores_of_one_are_its_own(self, tmp_path: Path) -> None:
+        """One that has none, that lost them to a retry, or that nobody knows has no scores."""
+        async with self.open_store(tmp_path) as store:
+            number = await self._at(store, "one", SubmissionState.SCORED)
+            plain = await self._at(store, "plain", SubmissionState.TESTED)
+            assert [await store.scores_of(one) for one in (plain, number + 100)] == [{}, {}]
+            assert repr(await store.scores_of(number)) == repr((await store.scores())[number])
+            await store.requeue(number)
+            assert await store.scores_of(number) == {}
+
     async def test_changed_says_what_became_claimable(self, tmp_path: Path) -> None:
         """An arrival, a release and a retry each wake the dispatcher."""
         async with self.open_store(tmp_path) as store:
