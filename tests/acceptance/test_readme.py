@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from support.rampctl import rampctl
 from support.requirements import needs
 
 ROOT = Path(__file__).parent.parent.parent
+_RECORD = '{"event":"daemon.ready","seq":3}'
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -40,6 +42,18 @@ def test_the_jq_lines_read_a_stream(tmp_path: Path) -> None:
     )
     assert [line.split("\t")[:2] for line in sorted(table.splitlines())] == [["one", "ok"], ["two", "ok"]]
     assert abs(float(mean) - 0.961) < 1e-9
+
+
+def test_the_journal_lines_pass_over_what_is_no_record() -> None:
+    """A unit's journal has systemd's own lines and the stacks of a crash in it."""
+    needs("jq")
+    journal = f'Starting rampd@iris.service...\n{_RECORD}\n  File "core.py", line 59 in run\nFailed.\n'
+    texts = [README, (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")]
+    shown = [found for text in texts for found in re.findall(r"journalctl [^|`\n]*\| (jq [^`#\n]*)", text)]
+    assert len(shown) == 2
+    for command in shown:
+        printed = subprocess.run(["sh", "-c", command], input=journal, capture_output=True, text=True, check=True)
+        assert json.loads(printed.stdout)["event"] == "daemon.ready"
 
 
 def test_every_command_of_the_readme_exists() -> None:
@@ -74,6 +88,7 @@ def test_the_architecture_names_real_modules() -> None:
     words = set(re.findall(r"[a-z_]+", picture))
     package = ROOT / "rampd"
     rooms = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    small = {"clock", "exit_statuses", "config_problems", "config_sections", "journal_rows", "yaml_document"}
+    small = {"clock", "exit_statuses", "config_problems", "config_sections", "yaml_document"}
+    small |= {"journal_rows", "journal_schema"}
     beside = {"state_lock", "logs", "demo", "testing", "__init__", "__main__"}
     assert rooms - small - beside <= words
