@@ -52,6 +52,8 @@ class Machine:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.since = 0
+        """When the steps began (seconds since the epoch): a root that was kept has a journal already."""
 
     def make(self) -> None:
         """Install it, if it is not there."""
@@ -123,7 +125,9 @@ class Unit:
     def records(self, event: str) -> list[dict[str, Any]]:
         """Return its records of an event, read as the README says."""
         (show,) = re.findall(r"`journalctl -o cat -u rampd@iris (\| jq [^`]*)`", readme())
-        printed = self.machine.run(f"journalctl --no-pager -o cat -u {self.name} {show} -c")
+        printed = self.machine.run(
+            f"journalctl --no-pager --since @{self.machine.since} -o cat -u {self.name} {show} -c"
+        )
         return [one for one in map(json.loads, printed.splitlines()) if one["event"] == event]
 
     def wait_for(self, event: str, *, count: int = 1, **fields: object) -> dict[str, Any]:
@@ -163,7 +167,8 @@ def runs_of(machine: Machine) -> set[int]:
 
 def is_installed(machine: Machine) -> None:
     """Follow the README's five lines from a checkout, for a deployment that root has made."""
-    machine.run("rm -rf /root/rampd /srv/ramp /opt/demo/events /etc/systemd/system/rampd*")
+    machine.run("systemctl stop 'rampd*'; rm -rf /root/rampd /srv/ramp /opt/demo/events /etc/systemd/system/rampd*")
+    machine.since = int(time.time())
     subprocess.run(["git", "clone", "--quiet", str(ROOT), f"{machine.root}/root/rampd"], check=True)
     (lines,) = re.findall(r"### As a service\n.*?```sh\n(.*?)```", readme(), re.DOTALL)
     *install, enable = lines.strip().splitlines()
