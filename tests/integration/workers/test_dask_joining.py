@@ -59,7 +59,8 @@ async def test_two_daemons_that_choose_the_same_dask_worker_at_once(
     other_room = DaskRoom(tmp_path / "other", room.cluster)
     for one in (room, other_room):
         one.ramp_test(f"echo x >> {tmp_path}/starts-{one.root.name}; sleep 1000")
-    job, other_job = room.job(), other_room.job()
+    # Attempts of different daemons have different ids: both hear of every start.
+    job, other_job = room.job(attempt=1), other_room.job(attempt=2)
     room.cluster.worker("127.0.0.2")
     async with room.opened() as worker, other_room.opened() as other:
         allocation = await worker.setup(job)
@@ -72,7 +73,7 @@ async def test_two_daemons_that_choose_the_same_dask_worker_at_once(
         assert not (tmp_path / "starts-other").exists()
         assert not await worker.is_submission_finished(allocation)
         room.cluster.worker("127.0.0.3")
-        again = other_room.job(attempt=2)
+        again = other_room.job(attempt=3)
         async with other_room.launched(other, again) as elsewhere:  # by now the other's run is seen
             assert elsewhere.host == "127.0.0.3"
         assert (await worker.stop(allocation)).signal == 15
