@@ -103,6 +103,8 @@ class PostgresServer:
             ),
             *("-k", str(self._folder), "-p", str(self.port), "-c", f"listen_addresses={HOST}"),
             *("-c", f"log_statement={self._log_statement}", "-c", "log_line_prefix=%a|%d|%n|"),
+            # In its own folder, which goes with it: of a server that is killed, others stay in /dev/shm.
+            *("-c", "dynamic_shared_memory_type=mmap"),
         ]
         with self.log.open("ab") as log:
             self._keeper = subprocess.Popen(
