@@ -37,6 +37,7 @@ PACKAGES = "systemd,systemd-sysv,dbus,python3,sudo,ca-certificates,procps"
 BOOT = """mount -t tmpfs tmpfs /run
 exec systemd-nspawn --directory="$1" --boot --register=no --keep-unit --console=pipe --link-journal=no \
     --resolv-conf=copy-host --machine=rampd </dev/null"""
+CHECKOUT = "/usr/src/rampd"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 CONFIG = """
 ramp: {{problem_name: iris, event_name: {name}}}
@@ -83,7 +84,7 @@ class Machine:
         """Run a command within."""
         children = psutil.Process(self._process.pid).children()
         settings = [f"{name}={text}" for name, text in os.environ.items() if name.startswith("PIP_")]
-        within = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", *settings]
+        within = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", *settings]
         enter = ["nsenter", "--target", str(children[0].pid) if children else "0", *NAMESPACES]
         return subprocess.run([*enter, *within, "bash", "-c", command], check=False, capture_output=True, text=True)
 
@@ -141,14 +142,6 @@ class Unit:
         wait_until(is_there, timeout_s=PATIENCE_S, what=f"{count} {event} {fields} of {self.name}")
         return found[count - 1]
 
-    def submit(self, name: str) -> None:
-        """Hand in one of the demo's submissions, as the daemon's user."""
-        event = self.name.partition("@")[2] or "second"
-        self.machine.run(
-            f"cd /srv/ramp && sudo -u ramp /opt/rampd/bin/rampctl submit /opt/demo/events/iris/submissions/{name}"
-            f" --config events/{event}/config.yml"
-        )
-
 
 def readme() -> str:
     """Return the README."""
@@ -160,6 +153,14 @@ def configure(machine: Machine, name: str, *, n_workers: int = 2, more: str = ""
     machine.write(f"/srv/ramp/events/{name}/config.yml", CONFIG.format(name=name, n_workers=n_workers, more=more))
 
 
+def submit(machine: Machine, name: str, *, event: str = "iris", user: str = "ramp") -> None:
+    """Hand in one of the demo's submissions, as the daemon's user."""
+    machine.run(
+        f"cd /srv/ramp && sudo -u {user} /opt/rampd/bin/rampctl submit /opt/demo/events/iris/submissions/{name}"
+        f" --config events/{event}/config.yml"
+    )
+
+
 def runs_of(machine: Machine) -> set[int]:
     """Return the pids of what runs for submissions, as the machine numbers them."""
     return set(map(int, machine.try_run("pgrep --full '[r]amp-test'").stdout.split()))
@@ -167,13 +168,13 @@ def runs_of(machine: Machine) -> set[int]:
 
 def is_installed(machine: Machine) -> None:
     """Follow the README's five lines from a checkout, for a deployment that root has made."""
-    machine.run("systemctl stop 'rampd*'; rm -rf /root/rampd /srv/ramp /opt/demo/events /etc/systemd/system/rampd*")
+    machine.run(f"systemctl stop 'rampd*'; rm -rf {CHECKOUT} /srv/ramp /opt/demo/events /etc/systemd/system/rampd*")
     machine.since = int(time.time())
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), f"{machine.root}/root/rampd"], check=True)
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), f"{machine.root}{CHECKOUT}"], check=True)
     (lines,) = re.findall(r"### As a service\n.*?```sh\n(.*?)```", readme(), re.DOTALL)
     *install, enable = lines.strip().splitlines()
     assert len(install) == 4
-    machine.run("cd /root/rampd && set -e\n" + "\n".join(install))
+    machine.run(f"cd {CHECKOUT} && set -e\n" + "\n".join(install))
     machine.run("cd /opt && /opt/rampd/bin/rampctl demo --directory /opt/demo --timeout 60")
     machine.run("mkdir -p /srv/ramp && cp -r /opt/demo/ramp-kits /opt/demo/ramp-data /srv/ramp")
     configure(machine, "iris")
@@ -185,7 +186,7 @@ def a_submission_is_scored(machine: Machine) -> None:
     """Run a real one, in namespaces of its own, whatever the unit forbids."""
     unit = Unit(machine, "rampd@iris")
     assert unit.wait_for("daemon.started")["containment"] == "user_and_pid_namespace"
-    unit.submit("logistic_regression")
+    submit(machine, "logistic_regression")
     assert unit.wait_for("submission.finished")["outcome"] == "ok"
 
 
@@ -208,7 +209,7 @@ def a_config_is_read_again(machine: Machine) -> None:
 def a_killed_daemon_is_back(machine: Machine) -> None:
     """Kill it: its submission is started anew, and nothing of the old run is left."""
     unit = Unit(machine, "rampd@iris")
-    unit.submit("never_converges")
+    submit(machine, "never_converges")
     unit.wait_for("submission.started", submission="never_converges")
     before, runs = unit.get("MainPID"), runs_of(machine)
     assert runs
@@ -272,7 +273,7 @@ def all_events_are_served_by_one(machine: Machine) -> None:
     machine.run("chown -R ramp: /srv/ramp/events")
     every.do("start")
     every.wait_for("config.rejected", event_name="iris")
-    every.submit("random_forest")
+    submit(machine, "random_forest", event="second")
     assert every.wait_for("submission.finished", event_name="second")["outcome"] == "ok"
     one.do("stop")
     every.wait_for("event.opened", event_name="iris")
@@ -290,10 +291,7 @@ def submissions_are_another_user(machine: Machine) -> None:
     configure(machine, "third", more=", run_as: participant")
     unit = Unit(machine, "rampd@third")
     unit.do("start")
-    machine.run(
-        "cd /srv/ramp && /opt/rampd/bin/rampctl submit /opt/demo/events/iris/submissions/random_forest"
-        " --config events/third/config.yml"
-    )
+    submit(machine, "random_forest", event="third", user="root")
     assert unit.wait_for("submission.finished", event_name="third")["outcome"] == "ok"
     assert unit.wait_for("daemon.started")["worker"]["third"]["run_as"] == "participant"
     unit.do("stop")
