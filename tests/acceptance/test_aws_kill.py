@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from support.daemon import Record
+    from support.sshd import Sshd
 
 # Runs one at a time, and says how often it ran.
 _ONCE = 'echo run >>"$HOME/runs"\nuntil [ -e "$HOME/go-on" ]; do sleep 0.05; done\necho over\n'
@@ -50,11 +51,13 @@ def _journaled(aws: AwsRoom) -> list[tuple[str, Any]]:
         return journal.execute("SELECT step, allocation FROM attempts").fetchall()
 
 
+def _let_go_on(machine: Sshd) -> None:
+    (machine.home / "go-on").touch()
+
+
 def _finish(aws: AwsRoom, config: Path) -> list[Record]:
     """Have a daemon serve the event to its end; every machine's run may go on."""
-    aws.prepare = lambda sshd: (sshd.home / "go-on").touch()
-    for machine in aws.machines.values():
-        (machine.home / "go-on").touch()
+    aws.prepare_all(_let_go_on)
     with _daemon(config) as daemon:
         assert daemon.wait() == 0
         return daemon.records
@@ -122,7 +125,7 @@ def test_at_a_far_command(aws: AwsRoom, config: Path, word: str, after: bool) ->
     """Killed when a command has been given to the instance: it is given again, and has one effect."""
     aws.hang_at = (word, after)
     if word == "collect":
-        aws.prepare = lambda sshd: (sshd.home / "go-on").touch()
+        aws.prepare_all(_let_go_on)
     _kill_when(config, lambda _: (aws.root / "has-come").exists(), f"the command {word}")
     (aws.root / "may-go").touch()
     _check_the_end(aws, _finish(aws, config))
@@ -141,7 +144,7 @@ def test_while_it_runs(aws: AwsRoom, config: Path) -> None:
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_while_the_instance_is_ended(aws: AwsRoom, config: Path, after: bool) -> None:
     """It is ended by the next daemon, if it was not yet."""
-    aws.prepare = lambda sshd: (sshd.home / "go-on").touch()
+    aws.prepare_all(_let_go_on)
     pause = aws.cloud.pause("TerminateInstances", after=after)
     _kill_when(config, lambda _: pause.reached.is_set(), "the end")
     pause.go_on.set()

@@ -88,7 +88,7 @@ class AwsRoom:
         self.root = root
         self.cloud = Cloud(self._boot)
         self.machines: dict[str, Sshd] = {}
-        """Every machine that was ever booted, by its instance's id."""
+        """Every machine that was ever made, by its instance's id; it may be booting still."""
         self.answers = True
         """Whether a machine's sshd listens once it has booted."""
         self.prepare: Callable[[Sshd], None] | None = None
@@ -139,10 +139,19 @@ class AwsRoom:
             options=self.sshd_options(instance_id),
         )
         self._furnish(sshd, user_data)
+        with self._lock:
+            if self.prepare is not None:
+                self.prepare(sshd)
+            self.machines[instance_id] = sshd
         if self.answers:
             sshd.start()
+
+    def prepare_all(self, prepare: Callable[[Sshd], None]) -> None:
+        """Have this done to every machine: to those that are there, booted or not, and to each new one."""
         with self._lock:
-            self.machines[instance_id] = sshd
+            self.prepare = prepare
+            for machine in self.machines.values():
+                prepare(machine)
 
     def sshd_options(self, instance_id: str) -> dict[str, str]:
         """Return further lines of a machine's sshd_config."""
@@ -167,8 +176,6 @@ class AwsRoom:
             keys = yaml.safe_load(base64.b64decode(user_data))["ssh_keys"]
             (sshd.folder / "host_key").write_text(keys["ed25519_private"], encoding="ascii")
             sshd.host_key = keys["ed25519_public"]
-        if self.prepare is not None:
-            self.prepare(sshd)
 
     def section(self, **settings: Any) -> dict[str, Any]:
         """Return the `worker` section, its other keys given."""

@@ -137,8 +137,17 @@ class RampdProcess:
         return self.wait(timeout_s=timeout_s)
 
     def wait(self, *, timeout_s: float = 60.0) -> int:
-        """Wait for its own end; return its exit status. Every record must fit the catalogue."""
-        status = self.process.wait(timeout_s)
+        """Wait for its own end; return its exit status. Every record must fit the catalogue.
+
+        Raises
+        ------
+        AssertionError
+            It did not end in time, or a record is not as it should be.
+        """
+        try:
+            status = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self._what_came(f"end within {timeout_s:g} s")) from None
         for reader in self._readers:
             reader.join(timeout_s)
         self.check_records()
