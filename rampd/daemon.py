@@ -9,6 +9,7 @@ import asyncio
 import os
 import platform
 import signal
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +41,8 @@ _GATHER_S: Final = 0.2
 _LOOK_AGAIN_S: Final = 0.5
 _STATUS_S: Final = 1.0
 """How often, at most, systemd is told what goes on."""
+_STATUS_AGAIN_S: Final = 5.0
+"""How often it is told although nothing was heard of."""
 _EXTEND_EVERY_S: Final = 5.0
 _EXTEND_BY_S: Final = 30.0
 
@@ -312,7 +315,9 @@ class Daemon:
     async def _tell_status(self) -> None:
         """Keep systemd's one line about us up to date."""
         while self._notifier.is_heard:
-            await self._activity.wait()
+            with suppress(TimeoutError):  # what arrives while every slot is taken wakes nobody
+                async with asyncio.timeout(_STATUS_AGAIN_S):
+                    await self._activity.wait()
             self._activity.clear()
             if self._is_ready:
                 self._notifier.status(await self._status())

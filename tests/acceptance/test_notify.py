@@ -7,9 +7,10 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
-from support.daemon import RampdProcess
+from support.daemon import RampdProcess, wait_until
 from support.deployment import Deployment
 from support.service_manager import ServiceManager
 
@@ -46,6 +47,10 @@ def start(event: Deployment, manager: ServiceManager) -> Start:
     return started
 
 
+def _says(status: str) -> Callable[[dict[str, str]], bool]:
+    return lambda message: message.get("STATUS") == status
+
+
 def test_a_life_from_ready_to_stopping(event: Deployment, manager: ServiceManager, start: Start) -> None:
     """READY with daemon.ready, a STATUS that counts, RELOADING and READY around a reload, STOPPING, more time."""
     event.dispatcher["n_workers"] = 1
@@ -56,10 +61,11 @@ def test_a_life_from_ready_to_stopping(event: Deployment, manager: ServiceManage
         assert "running" in manager.messages[ready]["STATUS"]
         assert any("EXTEND_TIMEOUT_USEC" in message for message in manager.messages[:ready])
         daemon.finished("first")
-        done = manager.wait_for(lambda message: message.get("STATUS") == "0 running, 0 waiting, 1 done")
+        done = manager.wait_for(_says("0 running, 0 waiting, 1 done"))
         event.submit("slow", f"while ! test -e {event.root}/go; do sleep 0.02; done")
-        event.submit("waits")
-        manager.wait_for(lambda message: message.get("STATUS") == "1 running, 1 waiting, 1 done", after=done)
+        for count, name in enumerate(("waits", "waits-too", "waits-as-well"), start=1):
+            event.submit(name)
+            manager.wait_for(_says(f"1 running, {count} waiting, 1 done"), after=done)
         event.config.write_text("ramp: {}\n", encoding="utf-8")
         daemon.process.send_signal(signal.SIGHUP)
         reloading = manager.wait_for(lambda message: message.get("RELOADING") == "1", after=done)
@@ -117,7 +123,8 @@ def test_the_watchdog_hears_nothing_from_a_daemon_that_stands_still(
         daemon.wait_for("daemon.ready")
         manager.wait_for(lambda message: "WATCHDOG" in message)
         daemon.process.send_signal(signal.SIGSTOP)
-        time.sleep(0.1)  # what was under way to the socket
+        wait_until(lambda: psutil.Process(daemon.pid).status() == psutil.STATUS_STOPPED, what="the stop")
+        manager.settle()
         before = manager.count("WATCHDOG")
         time.sleep(1.0)  # longer than the interval
         assert manager.count("WATCHDOG") == before

@@ -67,6 +67,12 @@ class ServiceManager:
                 assert left_s > 0, f"it did not come; what came: {self.messages[after:]}"
                 self._arrived.wait(left_s)
 
+    def settle(self) -> None:
+        """Return once everything is counted that was sent before: datagrams keep their order."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+            own.sendto(b"SETTLED=1", str(self.path))
+        self.wait_for(lambda message: "SETTLED" in message)
+
     def count(self, key: str) -> int:
         """Return how many messages so far had a key."""
         with self._arrived:
