@@ -171,7 +171,8 @@ class Tasks:
             async with asyncio.timeout(ASK_S):
                 for key in keys:
                     # By force, whoever may still hold it: a future that a traceback keeps alive is enough for Dask to
-                    # run a task again when its worker is back. Unpublishing waits until the scheduler has read that.
+                    # run a task again when its worker is back. Unpublishing waits until the scheduler has read that;
+                    # before distributed 2026.7 it does not, and what dies in between lets go of the key as well.
                     future = self._futures.pop(key, None) or self._cluster.future_of(key)
                     await client.cancel([future], force=True, reason="rampd is done with it")
                     await client.unpublish_dataset(key)
