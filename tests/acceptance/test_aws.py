@@ -227,11 +227,12 @@ def test_a_name_that_a_shell_would_act_on(aws: AwsRoom) -> None:
 def test_an_ec2_that_refuses_holds_the_event(aws: AwsRoom) -> None:
     """Nothing is blamed, and the reason stands at the head of `rampctl status`."""
     aws.submit("good")
-    aws.cloud.fail("DescribeImages", Refusal("AuthFailure", 401))
+    aws.cloud.fail("DescribeImages", *[Refusal("AuthFailure", 401)] * 100)  # for as long as anybody looks
     config = aws.write_config()
     with RampdProcess(config) as daemon:
         assert "does not know these credentials" in daemon.wait_for("event.held", timeout_s=60)["missing"]
         assert "does not know these credentials" in " ".join(rampctl("status", config=config).stdout.split())
+        aws.cloud.mend("DescribeImages")
         assert daemon.wait(timeout_s=60) == 0
         assert daemon.find("submission.finished")[0]["attempts"] == 1
 

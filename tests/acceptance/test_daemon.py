@@ -56,14 +56,16 @@ def test_a_signal_lets_what_runs_end(event: Deployment, number: signal.Signals) 
     """Within shutdown_grace running submissions come to their end; waiting ones stay new; the status is 0."""
     event.dispatcher["n_workers"] = 1
     event.write_config()
-    event.submit("runs", "sleep 0.5")
+    event.submit("runs", f"until test -e {event.root}/go; do sleep 0.02; done")
     with RampdProcess(event.config) as daemon:
         daemon.wait_for("submission.started", submission="runs")
         event.submit("waits")
         daemon.wait_for("submission.queued", submission="waits")
-        assert daemon.stop(number=number) == 0
-        assert daemon.find("submission.finished")[0]["outcome"] == "ok"
+        daemon.process.send_signal(number)
         stopping = daemon.wait_for("daemon.stopping")
+        (event.root / "go").touch()
+        assert daemon.wait() == 0
+        assert daemon.find("submission.finished")[0]["outcome"] == "ok"
         assert (stopping["signal"], stopping["running"]) == (number.name, 1)
         assert daemon.records[-1]["event"] == "daemon.stopped"
     assert event.states() == {"runs": "scored", "waits": "new"}
@@ -116,7 +118,7 @@ def test_hunger_policy_exit_ends_when_all_is_done(event: Deployment) -> None:
 def test_never_more_than_n_workers_run(event: Deployment) -> None:
     """Two slots are two processes, however much waits."""
     for number in range(8):
-        event.submit(f"s{number}", f"mkdir {event.root}/run-$name; ls -d {event.root}/run-* | wc -l; sleep 0.1; "
+        event.submit(f"s{number}", f"mkdir {event.root}/run-$name; set -- {event.root}/run-*; echo $#; sleep 0.1; "
                      f"rmdir {event.root}/run-$name")  # fmt: skip
     with RampdProcess(event.config) as daemon:
         daemon.wait_for("submission.finished", count=8)

@@ -66,6 +66,7 @@ def test_status_json_has_what_programs_read(event: Deployment, daemon: RampdProc
     """daemon, event, held, counts and submissions with the promised keys."""
     event.submit("runs", "sleep 3600")
     started = daemon.wait_for("submission.started")
+    wait_until(lambda: event.states() == {"runs": "training"}, what="the state")
     data = rampctl("status", "--json", config=event.config).data
     assert data["daemon"]["pid"] == daemon.pid
     assert (data["event"], data["held"], data["counts"]["training"]) == ("iris", None, 1)
@@ -169,6 +170,7 @@ def test_cancel_ends_what_runs(event: Deployment, daemon: RampdProcess) -> None:
 def test_cancel_takes_a_waiting_submission_out_of_the_queue(event: Deployment, daemon: RampdProcess) -> None:
     """It never starts."""
     rampctl("drain", config=event.config)
+    daemon.wait_for("event.drained")
     event.submit("waits")
     daemon.wait_for("submission.queued")
     assert rampctl("cancel", "waits", config=event.config).status == 0

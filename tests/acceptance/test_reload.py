@@ -80,7 +80,7 @@ def test_what_runs_keeps_what_it_started_with(event: Deployment) -> None:
     event.submit("before", f"{_until(event.root / 'go')}; echo $COLOUR")
     with RampdProcess(event.config) as daemon:
         daemon.wait_for("submission.started", submission="before")
-        event.worker |= {"env": {"COLOUR": "new"}, "timeout": 0.2}
+        event.worker |= {"env": {"COLOUR": "new"}, "timeout": 3}
         event.write_config()
         assert _reload(daemon)["changed"] == {"iris": ["worker.timeout", "worker.env"]}
         event.submit("after", "echo $COLOUR; sleep 3600")

@@ -161,6 +161,11 @@ class Cloud:
             self._faults[action].extend(faults)
             self._pauses += [fault for fault in faults if isinstance(fault, Pause)]
 
+    def mend(self, action: str) -> None:
+        """Have the next calls of an action work again."""
+        with self._arrivals:
+            self._faults[action].clear()
+
     def pause(self, action: str, *, after: bool = False) -> Pause:
         """Have the next call of an action stand still."""
         pause = Pause(after=after)
