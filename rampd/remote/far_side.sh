@@ -242,8 +242,8 @@ keep_log() { # reads to the end whatever becomes of the file: what prints is nev
 }
 
 watch() { # the deadline and AWS's notice, until it is ended
-    napping=
-    trap 'kill "$napping" 2>/dev/null; exit 0' TERM
+    # By $!, which is set before a trap is heard; until there is a nap it is still the job's.
+    trap '[ "$!" = "$job" ] || kill "$!" 2>/dev/null; exit 0' TERM
     seconds_up
     deadline=$((now + timeout_s))
     token=
@@ -252,8 +252,7 @@ watch() { # the deadline and AWS's notice, until it is ended
         nap=$((deadline - now))
         [ "$nap" -le "$look_every_s" ] || nap=$look_every_s
         sleep "$nap" &
-        napping=$!
-        wait "$napping"
+        wait "$!"
         seconds_up
         # Should somebody have killed the wrapper, the deadline holds all the same, while anything of the run lives.
         wrapper_lives || any_left || exit 0

@@ -260,13 +260,15 @@ class Arrivals:
         for start in range(0, len(ordered), _BATCH):
             batch = ordered[start : start + _BATCH]
             rejected = await self._rejections()
+            # The ages of what is seen go by the clocks of before: what is written during the look is younger.
+            now, wall = time.monotonic(), clock.wall()
             looks = await asyncio.to_thread(self._look_at, batch, rejected)
             arrivals: list[Arrival] = []
             rejections: list[Rejection] = []
             for name, found in looks:
                 match found:
                     case Seen():
-                        if self._is_settled(name, found, complete=complete):
+                        if self._is_settled(name, found, complete=complete, now=now, wall=wall):
                             arrivals.append(Arrival(name, found.fingerprint, found.newest))
                     case Rejection():
                         self._pending.pop(name, None)
@@ -311,14 +313,13 @@ class Arrivals:
         if name == self._sandbox_dir:
             raise SubmissionRefusedError("sandbox", "the sandbox is never run")
 
-    def _is_settled(self, name: str, seen: Seen, *, complete: bool) -> bool:
-        """Say whether a folder is complete; if not, when to look again."""
-        now = time.monotonic()
+    def _is_settled(self, name: str, seen: Seen, *, complete: bool, now: float, wall: float) -> bool:
+        """Say whether a folder is complete; if not, when to look again. `now` (monotonic) and `wall`: the look's."""
         if not seen.has_file:
             complete = False
         elif complete:
             return True
-        age_s = clock.wall() - seen.newest
+        age_s = wall - seen.newest
         if seen.has_file and age_s >= self.settle_time_s:
             return True
         pending = self._pending.get(name)

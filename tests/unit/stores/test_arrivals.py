@@ -60,6 +60,27 @@ async def test_a_folder_that_grows_is_waited_for(
         assert registry.taken_at("good") >= (inner / "data").stat().st_ctime + 0.2
 
 
+async def test_what_is_written_during_a_look_is_waited_for(
+    room: StoreRoom, registry: RecordingRegistry, arriving: Arriving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look that takes longer than settle_time does not make what it saw that much older."""
+    written: list[Path] = []
+
+    def look_slowly(folder: Path) -> Seen:
+        seen = look(folder)
+        if not written:
+            time.sleep(0.25)  # in its thread
+            written.append(folder / "data")
+            written[0].write_bytes(b"more")
+        return seen
+
+    monkeypatch.setattr(arrivals, "look", look_slowly)
+    async with running(arriving(0.2).watch(), registry.scanned):
+        room.make("good")
+        await until(lambda: registry.names == ["good"], what="the arrival")
+        assert registry.taken_at("good") >= written[0].stat().st_ctime + 0.2
+
+
 async def test_old_mtimes_do_not_make_a_copy_complete(
     room: StoreRoom, registry: RecordingRegistry, arriving: Arriving
 ) -> None:
