@@ -22,6 +22,7 @@ from support.aws import AwsRoom
 from support.deployment import Deployment
 from support.plug_ins import LocalWorker
 from support.requirements import needs_root
+from support.sshd import name_of
 from support.store_room import until
 from support.stub_environment import BY_NAME
 
@@ -155,4 +156,4 @@ class TestAwsWorker(WorkerContract):
         """Look for the run's processes on its machine, and whether the machine is there."""
         assert allocation.instance_id is not None
         machine = self.room.machines[allocation.instance_id]
-        return any(process.name() == "sleep" for process in machine.processes())
+        return any(name_of(process) == "sleep" for process in machine.processes())

@@ -170,8 +170,16 @@ class Campaign:
         life.start()
         return life
 
-    def _live(self, fault: str | None, kill_point: str | None) -> None:
-        """Let a daemon live for a moment, disturb it, and kill it."""
+    def _live(self, fault: str | None, kill_point: str | None, *, patience_s: float | None = None) -> None:
+        """Let a daemon live for a moment, disturb it, and kill it.
+
+        Parameters
+        ----------
+        fault, kill_point
+            What happens to it, and where it dies; None: nothing, and anywhere.
+        patience_s
+            How long it has to come to the kill point; None: for a moment as well.
+        """
         if fault is not None and fault in self.disturbances.between:
             problems = self.disturbances.between[fault](self)
             if problems is not None:
@@ -190,7 +198,8 @@ class Campaign:
                 life.wait(self.choices.uniform(0.1, 1.2))
             else:
                 life.wait_for("daemon.ready", timeout_s=30)
-                if life.wait(self.choices.uniform(0.5, 1.2)) is None:
+                moment_s = self.choices.uniform(0.5, 1.2)
+                if life.wait(patience_s or moment_s) is None:
                     kill_point = None  # it did not come to that; it dies all the same
         finally:
             status = life.end()

@@ -74,7 +74,7 @@ def test_a_kill_at_a_named_transition_is_mended(
         for _ in range(6):
             campaign.submit()
         for point in points:
-            campaign._live(None, point)
+            campaign._live(None, point, patience_s=30)
         campaign._let_it_end()
         finding = campaign.check()
     with capsys.disabled():

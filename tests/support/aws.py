@@ -119,7 +119,7 @@ class AwsRoom:
 
     def __exit__(self, *_: object) -> None:
         self.cloud.__exit__()
-        for machine in self.machines.values():
+        for machine in list(self.machines.values()):
             machine.terminate()
 
     def _boot(self, instance_id: str, user_data: str) -> tuple[str, Machine]:

@@ -205,7 +205,7 @@ def processes_marked(text: str) -> list[int]:
     return found
 
 
-def wait_until(predicate: Callable[[], bool], *, timeout_s: float = 10.0, what: str = "it") -> None:
+def wait_until(predicate: Callable[[], bool], *, timeout_s: float = 30.0, what: str = "it") -> None:
     """Look again and again until `predicate` holds.
 
     Raises

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from rampd.models import Attempt, Submission
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 Record = dict[str, Any]
 
 

@@ -168,9 +168,13 @@ class PostgresServer:
         """Have the server stand still, as one does whose disk hangs: it accepts connections and answers nothing."""
         assert self._pid is not None
         server = psutil.Process(self._pid)
-        for process in (server, *server.children(recursive=True)):
+        if frozen:
+            server.suspend()  # first: it begins no more connections
+        for process in server.children(recursive=True):
             with suppress(psutil.NoSuchProcess):  # a connection that was just closed
                 process.suspend() if frozen else process.resume()
+        if not frozen:
+            server.resume()
 
     def connect(self, database: str = "postgres", user: str = ADMIN) -> psycopg.Connection[Any]:
         """Connect, in autocommit."""

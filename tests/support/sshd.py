@@ -196,7 +196,7 @@ class Sshd:
         with suppress(psutil.NoSuchProcess):
             listener = psutil.Process(self._process.pid)
             below = listener.children(recursive=True)
-            return [listener, *(process for process in below if _name(process).startswith("sshd"))]
+            return [listener, *(process for process in below if name_of(process).startswith("sshd"))]
         return []
 
     def cut_connections(self) -> None:
@@ -255,7 +255,8 @@ class Sshd:
         return folder
 
 
-def _name(process: psutil.Process) -> str:
+def name_of(process: psutil.Process) -> str:
+    """Return a process's name; empty if it has gone."""
     try:
         return process.name()
     except psutil.Error:

@@ -73,7 +73,7 @@ async def test_the_writer_thread_may_say_so() -> None:
     announcements = on(batches)
     writer = threading.Thread(target=announcements.expected("a"))
     writer.start()
-    await announcements.settle()
+    await announcements.settle(patience_s=30)
     writer.join()
     assert batches.marked == [["a"]]
 

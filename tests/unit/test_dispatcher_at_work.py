@@ -144,12 +144,15 @@ async def test_two_events_take_turns_at_one_slot(tmp_path: Path) -> None:
     for number in range(2):
         rooms[1].submit(f"short{number}", good_run(0.02))
     shared = Slots(1)
+    shared.take()  # nobody runs before both queue up for it
     async with AsyncExitStack() as stack:
         dispatchers = []
         for room in rooms:
             event = await stack.enter_async_context(room.opened())
             dispatchers.append(Dispatcher(event, shared=shared))
         serving = [asyncio.ensure_future(dispatcher.run()) for dispatcher in dispatchers]
+        await until(lambda: len(shared._waiters) == 2, what="the two that wait")
+        shared.release()
         most = 0
         while sum(dispatcher.finished for dispatcher in dispatchers) < 8:
             most = max(most, sum(dispatcher.running for dispatcher in dispatchers))

@@ -116,6 +116,7 @@ async def test_a_blocked_loop_sends_no_pings(manager: ServiceManager, notifier: 
     """For as long as it is blocked, longer than the interval, systemd hears nothing."""
     watching = asyncio.ensure_future(watch_over(notifier, _nothing))
     await _until(lambda: manager.count("WATCHDOG") > 0)
+    manager.settle()
     before = manager.count("WATCHDOG")
     time.sleep(0.7)  # noqa: ASYNC251 -- a blocked loop is what is tested
     assert manager.count("WATCHDOG") == before

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.board import python
-from support.daemon import RampdProcess
+from support.daemon import RampdProcess, wait_until
 from support.ramp_launch import RampLaunch, order, write_deployment
 from support.rampctl import rampctl
 
@@ -81,6 +81,7 @@ def test_a_server_changes_hands_and_back(board: Board, number: signal.Signals) -
         rampd.finished(*running, *sent)
         (left,) = _submit(board, "left", waits_for="go_back")
         rampd.wait_for("submission.started", submission=left)
+        wait_until(lambda: _runs(board)[left] == 1, timeout_s=30, what="the start")
         assert rampd.stop() == 0
         ends = Counter(record["submission"] for record in rampd.find("submission.finished"))
     assert ends == Counter([*running, *sent])

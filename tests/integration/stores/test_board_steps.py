@@ -175,7 +175,7 @@ def folders_answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]
         return (not path.name.startswith("submission_") or answer.wait(30)) and is_dir(path)
 
     monkeypatch.setattr(Path, "is_dir", hang_or_look)
-    monkeypatch.setattr(board_folders, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(board_folders, "PATIENCE_S", 1.0)
     yield answer
     answer.set()
     for thread in threading.enumerate():

@@ -106,6 +106,13 @@ def _ends_well(daemon: RampdProcess, room: Room, *, attempts: int, name: str = "
     assert daemon.stop() == 0
 
 
+def _is_empty(folder: Path, pattern: str) -> bool:
+    try:
+        return not any(folder.glob(pattern))
+    except FileNotFoundError:  # gone between the list and the look
+        return False
+
+
 def test_a_worker_that_is_killed(room: Room) -> None:
     """Its run dies with it, folder and all, and the submission is tried again on another host."""
     first = room.cluster.worker("127.0.0.2", "--no-nanny")
@@ -113,6 +120,7 @@ def test_a_worker_that_is_killed(room: Room) -> None:
         room.submit()
         started = daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
         assert started["host"] == "127.0.0.2"
+        wait_until(lambda: room.starts() == 1, timeout_s=_PATIENCE_S, what="the start")
         first.send(signal.SIGKILL)
         room.cluster.worker("127.0.0.3")
         retried = daemon.wait_for("submission.retried", outcome="lost_host", timeout_s=_PATIENCE_S)
@@ -120,10 +128,10 @@ def test_a_worker_that_is_killed(room: Room) -> None:
         again = daemon.wait_for("submission.started", count=2, timeout_s=_PATIENCE_S)
         assert again["host"] == "127.0.0.3"
         scratch = room.cluster.scratch("127.0.0.2")
-        wait_until(lambda: not list(scratch.glob("rampd-*/attempts/*")), what="the folder of the first run gone")
+        wait_until(lambda: _is_empty(scratch, "rampd-*/attempts/*"), what="the folder of the first run gone")
         # Whoever comes back on that host finds the fence, which is all that was left, and takes it away.
         room.cluster.worker("127.0.0.2")
-        wait_until(lambda: not list(scratch.glob("rampd-*/*")), timeout_s=_PATIENCE_S, what="the fence gone")
+        wait_until(lambda: _is_empty(scratch, "rampd-*/*"), timeout_s=_PATIENCE_S, what="the fence gone")
         wait_until(lambda: room.starts() == 2, timeout_s=_PATIENCE_S, what="the second start")
         room.go()
         _ends_well(daemon, room, attempts=2)
@@ -140,6 +148,7 @@ def test_a_worker_process_that_its_nanny_starts_again(room: Room, *, is_watched:
         daemon = stack.enter_context(room.daemon())
         room.submit()
         daemon.wait_for("submission.started", timeout_s=_PATIENCE_S)
+        wait_until(lambda: room.starts() == 1, timeout_s=_PATIENCE_S, what="the start")
         if not is_watched:
             daemon.kill()
         (worker,) = nanny.workers()

@@ -55,7 +55,6 @@ async def test_two_daemons_that_choose_the_same_dask_worker_at_once(
     room: DaskRoom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The later one's task never begins: it is withdrawn, costs a retry, and leaves the earlier one's run alone."""
-    monkeypatch.setattr("rampd.workers.dask._SEATED_S", 0.3)
     other_room = DaskRoom(tmp_path / "other", room.cluster)
     for one in (room, other_room):
         one.ramp_test(f"echo x >> {tmp_path}/starts-{one.root.name}; sleep 1000")
@@ -67,8 +66,10 @@ async def test_two_daemons_that_choose_the_same_dask_worker_at_once(
         taken_as_well = await other.setup(other_job)
         assert taken_as_well.dask_worker == allocation.dask_worker  # neither could see the other's
         allocation = await worker.launch_submission(job, allocation)
-        with pytest.raises(WorkerUnavailableError, match="was taken by another client"):
-            await other.launch_submission(other_job, taken_as_well)
+        with monkeypatch.context() as patch:
+            patch.setattr("rampd.workers.dask._SEATED_S", 0.3)
+            with pytest.raises(WorkerUnavailableError, match="was taken by another client"):
+                await other.launch_submission(other_job, taken_as_well)
         await other.teardown(taken_as_well)
         assert not (tmp_path / "starts-other").exists()
         assert not await worker.is_submission_finished(allocation)

@@ -33,9 +33,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, dask_environment: Path) ->
     settings = {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True"}
     with DaskCluster(root, tls=certificates, settings=settings) as cluster:
         cluster.scheduler()
-        cluster.worker(_HOSTS[0])
-        cluster.worker(_HOSTS[1])
-        cluster.worker(_HOSTS[2], python=str(dask_environment / "bin" / "python"))
+        workers = [
+            cluster.worker(_HOSTS[0]),
+            cluster.worker(_HOSTS[1]),
+            cluster.worker(_HOSTS[2], python=str(dask_environment / "bin" / "python")),
+        ]
+        wait_until(
+            lambda: all(b"Registered to" in worker.log.read_bytes() for worker in workers),
+            timeout_s=_PATIENCE_S,
+            what="the workers",
+        )
         yield cluster
 
 

@@ -329,11 +329,11 @@ async def test_a_log_is_bounded_and_no_link_is_followed(room: PlugInRoom, log_re
 
 async def test_its_own_timeout(room: PlugInRoom, log_records: list[Record]) -> None:
     """At the deadline `check_timeout` is called, and the results are asked for, so that a traceback is not lost."""
-    room.worker["timeout"] = 0.3
+    room.worker["timeout"] = 2.0
     collect = _failing(124, "", log=_TRACEBACK.encode())
     script = {"_is_submission_finished": False, "collect_results": collect}
     _, shown = await _ends(room, Outcome.TIMEOUT, TRAINING_ERROR, **script)
-    assert shown == f"{_TRACEBACK}\nWorker killed due to timeout after 0.3s."
+    assert shown == f"{_TRACEBACK}\nWorker killed due to timeout after 2s."
     (worker,) = ScriptedWorker.made
     calls = [method for method, _ in worker.calls]
     assert calls[-3:] == ["check_timeout", "collect_results", "teardown"]
@@ -390,12 +390,16 @@ async def test_others_go_on_beside_one_that_never_comes_back(room: PlugInRoom, m
     room.worker["timeout"] = 30
     room.submit("hangs", **{method: FOR_EVER})
     most, inside, lock = 0, 0, threading.Lock()
+    together = threading.Event()
 
     def work(_: ScriptedWorker) -> None:
         nonlocal most, inside
         with lock:
             inside += 1
             most = max(most, inside)
+            if inside == 2:
+                together.set()
+        together.wait(10)
         time.sleep(0.01)
         with lock:
             inside -= 1
@@ -477,7 +481,7 @@ async def test_a_teardown_may_ask_for_more_time(
 
 async def test_what_it_starts_here_ends_with_it(room: PlugInRoom) -> None:
     """At a timeout the processes that it started end, those that left their session too, if it does not end them."""
-    room.worker["timeout"] = 0.4
+    room.worker["timeout"] = 2.0
     started: list[subprocess.Popen[bytes]] = []
 
     def start(worker: ScriptedWorker) -> None:

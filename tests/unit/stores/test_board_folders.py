@@ -117,6 +117,7 @@ async def test_a_file_system_that_hangs_is_an_outage(
             await folders.look(submission(1))
     assert len(file_system.threads) == 1
     file_system.answers.set()
+    monkeypatch.setattr(board_folders, "PATIENCE_S", 30.0)
     await until(lambda: not folders._hangs)
     folders.expect_an_answer()
     assert await folders.look(submission(1))

@@ -246,12 +246,13 @@ async def test_a_job_that_is_not_taken(  # noqa: PLR0917 -- a table's row
     """What may be mended by waiting is tried again, what a person must mend holds the event, and nothing is left."""
     cluster, worker = cluster_and_worker
     cluster.fault(sbatch=fault)
-    if fault.startswith("silent"):
-        monkeypatch.setattr(commands, "PATIENCE_S", 1.0)
     job = make_job(tmp_path, "hangs")
     allocation = await worker.setup(job)
-    with pytest.raises(error, match=sentence):
-        await worker.launch_submission(job, allocation)
+    with monkeypatch.context() as patch:
+        if fault.startswith("silent"):
+            patch.setattr(commands, "PATIENCE_S", 1.0)
+        with pytest.raises(error, match=sentence):
+            await worker.launch_submission(job, allocation)
     await worker.teardown(allocation)
     assert not [job_id for job_id in cluster.jobs() if cluster.is_alive(job_id)]
     assert not job.attempt_dir.exists()
