@@ -42,7 +42,7 @@ _LOOK_AGAIN_S: Final = 0.5
 _STATUS_S: Final = 1.0
 """How often, at most, systemd is told what goes on."""
 _STATUS_AGAIN_S: Final = 5.0
-"""How often it is told although nothing was heard of."""
+"""How often it is told while something runs: of what arrives while every slot is taken nobody hears."""
 _EXTEND_EVERY_S: Final = 5.0
 _EXTEND_BY_S: Final = 30.0
 
@@ -315,8 +315,9 @@ class Daemon:
     async def _tell_status(self) -> None:
         """Keep systemd's one line about us up to date."""
         while self._notifier.is_heard:
-            with suppress(TimeoutError):  # what arrives while every slot is taken wakes nobody
-                async with asyncio.timeout(_STATUS_AGAIN_S):
+            is_busy = any(service.running for service in self._roster.services)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STATUS_AGAIN_S if is_busy else None):
                     await self._activity.wait()
             self._activity.clear()
             if self._is_ready:

@@ -306,13 +306,13 @@ class Dispatcher:
 
     def _spawn(self, submission: Submission, attempt: Attempt) -> Run:
         orders = Orders()
-        task = asyncio.create_task(
-            self._run(submission, attempt, orders), name=self._named(f"submission/{submission.name}")
-        )
+        name = self._named(f"submission/{submission.name}")
+        task = asyncio.create_task(self._run(submission, attempt, orders), name=name)
         run = self._runs[submission.name] = Run(submission, orders, task)
         self._tasks.add(task)
         self._held.add(attempt.id)
         task.add_done_callback(partial(self._ended, submission, attempt.id))
+        self._on_activity()
         return run
 
     def _ended(self, submission: Submission, attempt_id: str, task: asyncio.Task[None]) -> None:

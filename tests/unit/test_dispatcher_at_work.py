@@ -133,6 +133,22 @@ async def test_a_pump_that_stands_still_shows_nothing(room: EventRoom, monkeypat
         await asyncio.wait_for(dispatcher.pulse(), PATIENCE_S)
 
 
+async def test_a_start_is_told(room: EventRoom) -> None:
+    """Whoever listens hears of it at once, not only when the next one may start."""
+    room.dispatcher |= {"n_workers": 1, "hunger_policy": "sleep"}
+    room.submit("one", hung_run())
+    running: list[int] = []
+    async with room.opened() as event:
+        dispatcher = Dispatcher(event, on_activity=lambda: running.append(dispatcher.running))
+        serving = asyncio.ensure_future(dispatcher.run())
+        await until(lambda: bool(room.outside))
+        assert running[-1] == 1
+        room.finish()
+        dispatcher.stop()
+        await asyncio.wait_for(serving, PATIENCE_S)
+        assert running[-1] == 0
+
+
 async def test_two_events_take_turns_at_one_slot(tmp_path: Path) -> None:
     """However long one's queue is, and nobody waits for an event that has nothing to run."""
     rooms = [EventRoom(tmp_path / name) for name in ("long", "short", "idle")]

@@ -10,8 +10,11 @@ from support.board_daemon import board_daemon, second_host
 from support.daemon import RampdProcess, processes_marked, wait_until
 from support.postgres import PASSWORD
 from support.rampctl import rampctl
+from support.service_manager import ServiceManager
 
 if TYPE_CHECKING:
+    import pytest
+
     from support.board import Board
     from support.rampctl import Said
 
@@ -26,16 +29,18 @@ def _statements(board: Board) -> list[float]:
     return [float(line.split("|")[2]) for line in board.server.statements(board.database) if "LOG:" in line]
 
 
-def test_an_idle_event_is_asked_for_every_five_seconds(board: Board) -> None:
-    """One statement a look, and no look sooner than five seconds after the last."""
+def test_an_idle_event_is_asked_for_every_five_seconds(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One statement a look, and no look sooner than five seconds after the last; under a service manager, too."""
     board.deployment.make_stub_environment()
-    with board_daemon(board) as daemon:
+    manager = ServiceManager(board.root / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(manager.path))
+    with manager, board_daemon(board) as daemon:
         daemon.wait_for("daemon.ready")
         begun = _statements(board)[-1]
 
         def looks() -> list[float]:
-            # What belongs to the start is over within four seconds of it: the queue is numbered after one.
-            return [at for at in _statements(board) if at > begun + 4]
+            # What belongs to the start is over within two seconds of it: the queue is numbered after one.
+            return [at for at in _statements(board) if at > begun + 2]
 
         wait_until(lambda: len(looks()) >= 3, timeout_s=60, what="three looks")
         assert all(later - earlier > 4.9 for earlier, later in pairwise(looks())), looks()
