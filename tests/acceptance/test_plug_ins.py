@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import datetime
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -214,12 +214,11 @@ def test_stop_does_not_wait_for_what_never_comes_back(tmp_path: Path, method: st
     event.submit("one")
     with RampdProcess(event.config, environment=environment(tmp_path)) as daemon:
         wait_until((tmp_path / "entered").exists, timeout_s=60, what="the call")
-        assert daemon.stop(timeout_s=10) == 0  # the process has gone, too
+        begun = time.monotonic()
+        assert daemon.stop() == 0
+        assert time.monotonic() - begun < 0.5 + 2.0
         assert daemon.find("worker.abandoned", method=method)
-        begun, ended = (
-            datetime.fromisoformat(daemon.find(what)[0]["timestamp"]) for what in ("daemon.stopping", "daemon.stopped")
-        )
-        assert (ended - begun).total_seconds() < 0.5 + 2.0
+        assert daemon.find("daemon.stopped")
     ends: dict[str, Any] = {"teardown": "training_error"}
     assert event.states()["one"] == ends.get(method, "new")
 

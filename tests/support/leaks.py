@@ -15,7 +15,7 @@ from typing import Self
 
 import psutil
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 3.0
 """What ends by itself may take its time: threads that were told to, a killed process that the kernel still holds."""
 _PR_SET_CHILD_SUBREAPER = 36
 _FDS = Path("/proc/self/fd")
