@@ -46,7 +46,7 @@ def test_a_real_kit_goes_through_to_a_score(tmp_path: Path, ramp_environment: Pa
         def prepare(sshd: Sshd) -> None:
             shutil.copytree(data, sshd.kit / "data")
 
-        aws.prepare = prepare
+        aws.prepare_all(prepare)
         for name in ("logistic_regression", "raises_in_fit"):
             deployment.write_submission(name, aws.folder / "submissions")
         with RampdProcess(aws.write_config(dispatcher={"n_threads": 1})) as daemon:

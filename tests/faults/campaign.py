@@ -198,8 +198,7 @@ class Campaign:
                 life.wait(self.choices.uniform(0.1, 1.2))
             else:
                 life.wait_for("daemon.ready", timeout_s=30)
-                moment_s = self.choices.uniform(0.5, 1.2)
-                if life.wait(patience_s or moment_s) is None:
+                if life.wait(patience_s or self.choices.uniform(0.5, 1.2)) is None:
                     kill_point = None  # it did not come to that; it dies all the same
         finally:
             status = life.end()

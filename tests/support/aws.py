@@ -91,8 +91,7 @@ class AwsRoom:
         """Every machine that was ever made, by its instance's id; it may be booting still."""
         self.answers = True
         """Whether a machine's sshd listens once it has booted."""
-        self.prepare: Callable[[Sshd], None] | None = None
-        """What is done to each machine before it boots."""
+        self._prepare: Callable[[Sshd], None] | None = None
         self.cut_at: tuple[str, bool] | None = None
         """The first far command with this word in it has its connection cut: before it ran, or (True) after."""
         self.hang_at: tuple[str, bool] | None = None
@@ -140,8 +139,8 @@ class AwsRoom:
         )
         self._furnish(sshd, user_data)
         with self._lock:
-            if self.prepare is not None:
-                self.prepare(sshd)
+            if self._prepare is not None:
+                self._prepare(sshd)
             self.machines[instance_id] = sshd
         if self.answers:
             sshd.start()
@@ -149,7 +148,7 @@ class AwsRoom:
     def prepare_all(self, prepare: Callable[[Sshd], None]) -> None:
         """Have this done to every machine: to those that are there, booted or not, and to each new one."""
         with self._lock:
-            self.prepare = prepare
+            self._prepare = prepare
             for machine in self.machines.values():
                 prepare(machine)
 

@@ -36,10 +36,13 @@ class ServiceManager:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
-            own.sendto(b"END", str(self.path))
+        self._send(b"END")
         self._thread.join()
         self._socket.close()
+
+    def _send(self, data: bytes) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
+            own.sendto(data, str(self.path))
 
     def _receive(self) -> None:
         while (data := self._socket.recv(65536)) != b"END":
@@ -69,9 +72,9 @@ class ServiceManager:
 
     def settle(self) -> None:
         """Return once everything is counted that was sent before: datagrams keep their order."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as own:
-            own.sendto(b"SETTLED=1", str(self.path))
-        self.wait_for(lambda message: "SETTLED" in message)
+        mark = f"SETTLED={time.monotonic_ns()}"
+        self._send(mark.encode())
+        self.wait_for(lambda message: message.get("SETTLED") == mark.partition("=")[2])
 
     def count(self, key: str) -> int:
         """Return how many messages so far had a key."""

@@ -137,7 +137,7 @@ async def test_a_host_key_made_for_the_launch(aws: AwsRoom, log_records: list[Re
 async def test_a_host_key_that_is_not_the_one_made(aws: AwsRoom, log_records: list[Record]) -> None:
     """With user_data no other key is ever accepted, not even the first time."""
     aws.submit("good")
-    aws.prepare = lambda sshd: sshd.change_host_key()
+    aws.prepare_all(lambda sshd: sshd.change_host_key())
     await aws.serve_out(ssh_host_key="user_data", max_attempts=1)
     assert end_of(log_records)["state"] == "checking_error"
     assert "shows another key than the pinned one" in end_of(log_records)["reason"]
@@ -225,7 +225,7 @@ async def test_a_disk_that_is_full_over_there(aws: AwsRoom, log_records: list[Re
             (sshd.kit / "submissions").rmdir()
             (sshd.kit / "submissions").symlink_to(disk)
 
-        aws.prepare = prepare
+        aws.prepare_all(prepare)
         if when == "upload":
             (disk / "filler").write_bytes(b"x" * ((1 << 20) - 4096))
         aws.submit("good", "cat /dev/zero >zeros || exit 1\n", data__bin="x" * 100_000)
@@ -335,7 +335,7 @@ async def test_an_image_that_is_not_prepared(
         else:
             sshd.kit.rename(sshd.home / "elsewhere")
 
-    aws.prepare = prepare
+    aws.prepare_all(prepare)
     aws.submit("good")
     async with aws.opened_event(dispatcher={"hunger_policy": "sleep"}) as event, served(event):
         await until(lambda: find(log_records, "event.held"), what="the hold")
@@ -366,7 +366,7 @@ async def test_memory_profiling(aws: AwsRoom, log_records: list[Record]) -> None
         mprof.write_text('#!/bin/sh\nshift 2; echo "MEM 1.0 2.0" >"$2"; shift 2; exec "$@"\n', encoding="utf-8")
         mprof.chmod(0o755)
 
-    aws.prepare = prepare
+    aws.prepare_all(prepare)
     aws.submit("good")
     await aws.serve_out(memory_profiling=True)
     assert end_of(log_records)["outcome"] == "ok"
